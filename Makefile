@@ -1,0 +1,24 @@
+# make demo, make test: each sets up .venv by itself. MODEL: where the small model's folder is kept.
+VENV  ?= .venv
+MODEL ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/adakv-sglang/smollm2-135m-instruct
+PY     = $(VENV)/bin/python
+
+export ADAKV_TEST_MODEL = $(MODEL)
+
+.PHONY: setup demo test lint fuzz
+setup:
+	@tests/equipment/setup.sh $(VENV) $(MODEL)
+
+demo: setup
+	@$(PY) examples/demo.py --model $(MODEL)
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: setup lint
+	$(PY) -m pytest -q -m "not gpu"
+
+fuzz: setup
+	ADAKV_FUZZ_STEPS=200000 $(PY) -m pytest -q -s tests/integration/test_ledger_fuzz.py

@@ -1,0 +1,68 @@
+"""Addresses of single heads in a pool whose layers are one allocation.
+
+A lane is the room of one head's K and V of one token. All layers share one address space:
+`lane = (layer * 2 * rows + slot) * H + head` addresses K in the table `[L * 2 * rows * H, D]`, and
+`lane + rows * H` addresses V. B token slots are B * L * H lanes, and any head of any layer may use any.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True)
+class LaneGeometry:
+    """Sizes of the pool on this rank. rows: token slots per layer, padding included."""
+
+    num_layers: int
+    rows: int
+    num_heads: int
+    head_dim: int
+
+    def __post_init__(self) -> None:
+        if self.num_lanes >= 2**31:
+            raise ValueError(
+                f"KV pool: expected fewer than 2**31 lanes for 32-bit page lists, got {self.num_lanes} "
+                f"({self.num_layers} layers x 2 x {self.rows} rows x {self.num_heads} heads); "
+                "lower --max-total-tokens or raise --tp-size"
+            )
+
+    @property
+    def num_lanes(self) -> int:
+        """Rows of the table, K and V of all layers."""
+        return self.num_layers * 2 * self.rows * self.num_heads
+
+    @property
+    def value_offset(self) -> int:
+        """Distance from a K lane to its V lane."""
+        return self.rows * self.num_heads
+
+    def lanes(self, layer: int, slots: torch.Tensor, head: int | torch.Tensor) -> torch.Tensor:
+        """K lanes, int64, of one head (or one head per slot) of `layer` at the token `slots` `[n]`."""
+        return (layer * 2 * self.rows + slots.long()) * self.num_heads + head
+
+    def owned_lanes(self, slots: torch.Tensor) -> torch.Tensor:
+        """All K lanes that the token `slots` `[B]` hold, int64 `[L * B * H]`, layer by layer."""
+        layers = torch.arange(self.num_layers, device=slots.device).view(-1, 1, 1)
+        heads = torch.arange(self.num_heads, device=slots.device).view(1, 1, -1)
+        return ((layers * 2 * self.rows + slots.long().view(1, -1, 1)) * self.num_heads + heads).flatten()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LanePool:
+    """The pool's memory as one table of lanes, `[num_lanes, D]`, a view that owns nothing."""
+
+    kv: torch.Tensor
+    geometry: LaneGeometry
+
+    def __post_init__(self) -> None:
+        expected = (self.geometry.num_lanes, self.geometry.head_dim)
+        if tuple(self.kv.shape) != expected:
+            raise ValueError(f"kv: expected shape {list(expected)}, got {list(self.kv.shape)}")
+
+    def keys(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
+        """K of all heads of one layer at the token `slots` `[n]`: `[n, H, D]`, a copy."""
+        geometry = self.geometry
+        start = layer * 2 * geometry.value_offset
+        keys = self.kv[start : start + geometry.value_offset]
+        return keys.view(geometry.rows, geometry.num_heads, geometry.head_dim)[slots.long()]

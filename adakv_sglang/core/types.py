@@ -1,0 +1,107 @@
+"""The nouns of the flow, one frozen value per arrow: scores, budgets, kept tokens, page lists, plan.
+
+H = KV heads on this rank, L = layers, N = tokens of the context, B = token slots that it owns.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class WindowQueries:
+    """Queries of the context's last tokens, positional encoding applied.
+
+    query: `[L, W, HQ, D]`, model dtype. scaling: per layer, factor on the dot products.
+    """
+
+    query: torch.Tensor
+    scaling: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scores:
+    """Importance of every token for every KV head of one layer.
+
+    value: float32 `[H, N]`, higher is kept first. mass: float32 `[H, N]`, attention probability
+    that the window pays to the token (rows sum to 1), the measure of what is lost.
+    """
+
+    layer: int
+    value: torch.Tensor
+    mass: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class HeadBudgets:
+    """Number of tokens that each KV head of one layer keeps, sinks and window included."""
+
+    layer: int
+    tokens: tuple[int, ...]
+
+    @property
+    def total(self) -> int:
+        """Sum over the heads."""
+        return sum(self.tokens)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeptTokens:
+    """Positions kept in one layer, CSR over the KV heads.
+
+    index: int64 `[total]`, ascending within a head. indptr: `H + 1` bounds.
+    retained_mass: float32 `[H]`, share of the window's attention that falls on kept tokens.
+    """
+
+    layer: int
+    indptr: tuple[int, ...]
+    index: torch.Tensor
+    retained_mass: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PageLists:
+    """Where the kept tokens lie: K lanes of the pool, CSR over (layer, head).
+
+    indptr: int32 `[L * H + 1]`. lanes: int32 `[total]`; V of a lane lies at a constant offset.
+    """
+
+    indptr: torch.Tensor
+    lanes: torch.Tensor
+    num_heads: int
+
+    def of_layer(self, layer: int) -> torch.Tensor:
+        """Bounds of the heads of one layer, `[H + 1]`, into `lanes`."""
+        return self.indptr[layer * self.num_heads : (layer + 1) * self.num_heads + 1]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompactionPlan:
+    """Copies that fill the page lists: lane `source[i]` goes to lane `destination[i]`; int32 `[total]`.
+
+    layer_indptr: `L + 1` bounds of the layers, so that copies can run in bounded steps.
+    """
+
+    source: torch.Tensor
+    destination: torch.Tensor
+    layer_indptr: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CompressedPrefix:
+    """A compressed context's storage and what was measured while making it.
+
+    head_budgets: tokens kept, per layer and head. retained_mass: per layer and head, in [0, 1].
+    """
+
+    num_tokens: int
+    num_slots: int
+    pages: PageLists
+    head_budgets: tuple[tuple[int, ...], ...]
+    retained_mass: tuple[tuple[float, ...], ...]
+
+    @property
+    def mean_retained_mass(self) -> float:
+        """Mean over layers and heads."""
+        values = [mass for layer in self.retained_mass for mass in layer]
+        return sum(values) / len(values)

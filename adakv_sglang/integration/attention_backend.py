@@ -1,0 +1,120 @@
+"""Two-level attention around a stock backend: compressed prefix, exact suffix, merged by LSE."""
+
+from typing import Any
+
+import torch
+from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+
+from adakv_kernels import AttentionState, merge_states, prefix_attention, suffix_attention
+from adakv_sglang.core.lanes import LanePool
+from adakv_sglang.integration.batch_plan import BatchPlan, ContextRows, plan_batch
+from adakv_sglang.integration.pool import lane_pool
+from adakv_sglang.integration.request_state import RequestStates
+
+
+class AdaKVAttentionBackend(AttentionBackend):  # type: ignore[misc]
+    """Hands batches without contexts to the stock backend untouched, and computes the others' two levels.
+
+    stock: the backend that serves plain rows; it must not read more of a batch than its rows.
+    """
+
+    def __init__(self, stock: AttentionBackend, model_runner: Any, states: RequestStates) -> None:
+        super().__init__()
+        self.stock = stock
+        self.req_to_token_pool = model_runner.req_to_token_pool
+        self.token_to_kv_pool = model_runner.token_to_kv_pool
+        self.lanes: LanePool = lane_pool(self.token_to_kv_pool)
+        self._states = states
+        self._plan = BatchPlan()
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Plan the batch; SGLang calls this once before the layers run."""
+        self.stock.init_forward_metadata(forward_batch)
+        states = self._states.of_rows(forward_batch.rids)
+        self._plan = plan_batch(forward_batch, states, self.req_to_token_pool.req_to_token)
+
+    def forward_extend(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Attention of new tokens; q `[T, HQ * D]`, k and v `[T, H, D]`; returns `[T, HQ * D]`."""
+        stock = self.stock.forward_extend
+        out = self._forward(stock, q, k, v, layer, forward_batch, save_kv_cache, kwargs)
+        for part in self._plan.captures:
+            query = q[part.start : part.end].view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+            part.capture.store(layer.layer_id, part.position, query, layer.scaling)
+        return out
+
+    def forward_decode(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool = True,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """As `forward_extend`, with one new token per row."""
+        stock = self.stock.forward_decode
+        return self._forward(stock, q, k, v, layer, forward_batch, save_kv_cache, kwargs)
+
+    def support_triton(self) -> bool:
+        """As the stock backend."""
+        supported: bool = self.stock.support_triton()
+        return supported
+
+    def _forward(
+        self,
+        stock: Any,
+        q: torch.Tensor,
+        k: torch.Tensor | None,
+        v: torch.Tensor | None,
+        layer: Any,
+        forward_batch: Any,
+        save_kv_cache: bool,
+        kwargs: dict[str, Any],
+    ) -> torch.Tensor:
+        plan = self._plan
+        if not plan.entries:
+            out: torch.Tensor = stock(q, k, v, layer, forward_batch, save_kv_cache, **kwargs)
+            return out
+        if save_kv_cache and k is not None:
+            self.token_to_kv_pool.set_kv_buffer(layer, KVWriteLoc(forward_batch.out_cache_loc, None), k, v)
+        q = q.reshape(-1, layer.tp_q_head_num * layer.qk_head_dim)
+        out = torch.empty_like(q)
+        if plan.plain_tokens is not None:
+            plain = q[plan.plain_tokens]
+            out[plan.plain_tokens] = stock(plain, None, None, layer, plan.plain_batch, False, **kwargs)
+        for entry in plan.entries:
+            query = q[entry.tokens].view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+            state = merge_states(self._prefix(query, layer, entry), self._suffix(query, layer, entry))
+            out[entry.tokens] = state.out.flatten(1).to(out.dtype)
+        return out
+
+    def _prefix(self, query: torch.Tensor, layer: Any, entry: ContextRows) -> AttentionState:
+        pages = entry.context.prefix.pages
+        return prefix_attention(
+            query,
+            self.lanes.kv,
+            pages.of_layer(layer.layer_id),
+            pages.lanes,
+            value_offset=self.lanes.geometry.value_offset,
+            scaling=layer.scaling,
+        )
+
+    def _suffix(self, query: torch.Tensor, layer: Any, entry: ContextRows) -> AttentionState:
+        keys, values = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        parts, start = [], 0
+        for num_queries, slots in entry.suffixes:
+            rows = query[start : start + num_queries]
+            parts.append(suffix_attention(rows, keys[slots], values[slots], scaling=layer.scaling))
+            start += num_queries
+        return AttentionState(torch.cat([p.out for p in parts]), torch.cat([p.lse for p in parts]))

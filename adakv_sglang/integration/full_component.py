@@ -1,0 +1,61 @@
+"""The tree's ledger for compressed nodes: N logical tokens, B token slots."""
+
+from typing import Any
+
+from sglang.srt.mem_cache.unified_cache.components.base import EvictLayer
+from sglang.srt.mem_cache.unified_cache.components.full import FullComponent
+
+from adakv_sglang.core.contexts import Context, ContextRegistry
+
+
+class AdaKVFullComponent(FullComponent):  # type: ignore[misc]
+    """Stock full-attention component, except for nodes that are compressed contexts.
+
+    Such a node's value holds N placeholders (slot 0); what it owns are the context's B slots.
+    """
+
+    @property
+    def _contexts(self) -> ContextRegistry:
+        contexts: ContextRegistry = self.cache.contexts
+        return contexts
+
+    def context_of(self, node: Any) -> Context | None:
+        """The context that `node` is, or None for an ordinary node (suffixes below one included)."""
+        if node.parent is not self.tree_core.root_node:
+            return None
+        return self._contexts.in_namespace(node.key.extra_key)
+
+    def reclaimable_value_len(self, node: Any) -> int:
+        """Token slots that evicting the node gives back to the allocator."""
+        context = self.context_of(node)
+        if context is None or node.component_data[self.component_type].value is None:
+            reclaimable: int = super().reclaimable_value_len(node)
+            return reclaimable
+        return context.prefix.num_slots
+
+    def evict_component(
+        self,
+        node: Any,
+        device_frees: Any,
+        host_frees: Any,
+        cache_actions: Any,
+        target: EvictLayer = EvictLayer.DEVICE,
+    ) -> tuple[int, int]:
+        """Free the context's own slots, never the placeholders, and forget the context."""
+        context = self.context_of(node)
+        if context is None or EvictLayer.DEVICE not in target:
+            freed: tuple[int, int] = super().evict_component(
+                node, device_frees, host_frees, cache_actions, target
+            )
+            return freed
+        device_frees[self.component_type].append(context.slots)
+        self.tree_core.component_evictable_size_[self.component_type] -= context.prefix.num_slots
+        self._contexts.drop(context)
+        return context.prefix.num_slots, 0
+
+    def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:
+        """Stock split; a compressed node is never split, because only whole matches reach it."""
+        if (context := self._contexts.in_namespace(child.key.extra_key)) is not None:
+            grandparent = new_parent.parent
+            assert grandparent is not self.tree_core.root_node, f"context {context.context_id} was split"
+        super().redistribute_on_node_split(new_parent, child)

@@ -1,0 +1,142 @@
+"""Server options: the one flag of ours, and the options of SGLang's that cannot be served beside it."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Final
+
+NAME: Final = "adakv"
+
+# (option, value it must have, why). `None` and the field's unset forms count as the required value.
+_REQUIRED: Final[tuple[tuple[str, tuple[object, ...], str], ...]] = (
+    ("attention_backend", (NAME,), "contexts are read by our attention backend; use --enable-adakv"),
+    ("radix_cache_backend", (NAME,), "contexts live in our radix cache; use --enable-adakv"),
+    ("prefill_attention_backend", (None, NAME), "prefill and decode must share one backend"),
+    ("decode_attention_backend", (None, NAME), "prefill and decode must share one backend"),
+    ("page_size", (None, 1), "heads are addressed per token"),
+    ("kv_cache_dtype", (None, "auto", "bf16", "bfloat16"), "quantised KV is not scored yet"),
+    ("disable_radix_cache", (None, False), "contexts are nodes of the radix cache"),
+    ("disaggregation_mode", (None, "null"), "a transfer would copy placeholders"),
+    ("speculative_algorithm", (None,), "draft workers read the request's token slots"),
+    ("dllm_algorithm", (None,), "diffusion models do not attend causally"),
+    ("enable_hierarchical_cache", (None, False), "host copies would copy placeholders"),
+    ("enable_lmcache", (None, False), "it replaces the radix cache"),
+    ("enable_flexkv", (None, False), "it replaces the radix cache"),
+    ("enable_unified_cache_external_linker", (None, False), "an external store would copy placeholders"),
+    ("enable_hisparse", (None, False), "it moves token slots to the host"),
+    ("enable_streaming_session", (None, False), "sessions lend token slots between requests"),
+    ("enable_session_radix_cache", (None, False), "sessions lend token slots between requests"),
+    ("enable_two_batch_overlap", (None, False), "it splits batches between two backends"),
+    ("enable_pdmux", (None, False), "it runs two backends at once"),
+    ("enable_kv_cache_sharding", (None, False), "it spreads token slots over ranks"),
+    ("enable_unified_memory", (None, False), "it lays the KV pool out differently"),
+    ("enable_page_major_kv_layout", (None, False), "it lays the KV pool out differently"),
+    ("enable_memory_saver", (None, False), "it would drop contexts without telling the cache"),
+    ("prefill_only_disable_kv_cache", (None, False), "contexts lie in the KV pool"),
+    ("kv_canary", (None, "none"), "the canary reads placeholders"),
+    ("pp_size", (None, 1), "contexts span all layers of one rank"),
+    ("attn_dp_size", (None, 1), "not verified yet"),
+    ("attn_cp_size", (None, 1), "it splits a sequence over ranks"),
+    ("dcp_size", (None, 1), "it splits a sequence over ranks"),
+    ("tokenizer_worker_num", (None, 1), "extra tokenizer workers do not load plug-ins"),
+)
+
+# SGLang's own environment switches that change what a token slot is.
+_ENVIRONMENT: Final = (
+    "SGLANG_USE_HND_KVCACHE",
+    "SGLANG_RADIX_FORCE_MISS",
+    "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
+    "SGLANG_RUST_SERVER",
+)
+
+
+class UnsupportedOptions(ValueError):
+    """The server was started with options that exclude each other; one line for each."""
+
+
+def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER `ServerArgs.add_cli_args`: our flag beside SGLang's own."""
+    parser.add_argument(
+        "--enable-adakv",
+        action="store_true",
+        help="Compress shared prefixes with Ada-KV on request: short for "
+        "--attention-backend adakv --radix-cache-backend adakv.",
+    )
+
+
+def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """AROUND `ServerArgs.from_cli_args`: our flag stands for the two options that select us."""
+    if getattr(args, "enable_adakv", False):
+        for option in ("attention_backend", "radix_cache_backend"):
+            chosen = getattr(args, option, None)
+            if chosen not in (None, NAME):
+                flag = option.replace("_", "-")
+                raise SystemExit(f"--enable-adakv: expected no --{flag} beside it, got {chosen!r}; drop one")
+            setattr(args, option, NAME)
+    return original(cls, args)
+
+
+def check_server_args(_result: None, server_args: Any) -> None:
+    """AFTER `ServerArgs.check_server_args`, once in the main process: refuse what we cannot serve."""
+    require_supported(server_args)
+
+
+def require_supported(server_args: Any) -> None:
+    """Raise UnsupportedOptions if adakv is selected together with options it cannot serve."""
+    from sglang.srt.arg_groups.model_override_base import resolving_view
+
+    view = resolving_view(server_args)
+    if NAME not in (view.attention_backend, view.radix_cache_backend):
+        return
+    if problems := unsupported_options(lambda option: getattr(view, option, None)):
+        raise UnsupportedOptions("adakv cannot run with these options:\n" + "\n".join(problems))
+
+
+def unsupported_options(read: Callable[[str], Any]) -> list[str]:
+    """One line per server option whose value excludes adakv; `read` gives the value of a field."""
+    problems = []
+    for option, allowed, why in _REQUIRED:
+        if (value := read(option)) not in allowed:
+            wanted = " or ".join(repr(a) for a in allowed if a is not None)
+            expected = f"expected {wanted}" if wanted else "must not be set"
+            problems.append(f"- --{option.replace('_', '-')}: {expected}, got {value!r} ({why})")
+    return problems + _unsupported_environment()
+
+
+def _unsupported_environment() -> list[str]:
+    from sglang.srt.environ import envs
+
+    return [
+        f"- environment {name}: must be unset, it changes how token slots are used"
+        for name in _ENVIRONMENT
+        if (switch := getattr(envs, name, None)) is not None and switch.get()
+    ]
+
+
+def unsupported_model(context: Any, model_runner: Any) -> list[str]:
+    """One line per property of the model that excludes adakv; `context` is SGLang's TreeCacheBuildContext."""
+    from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
+
+    problems = []
+    if context.is_hybrid_swa or context.is_hybrid_ssm or getattr(model_runner, "use_mla_backend", False):
+        problems.append("- hybrid (sliding window, state space) and MLA models have no plain per-head KV")
+    layers = [m for m in model_runner.model.modules() if isinstance(m, RadixAttention)]
+    ids = sorted(layer.layer_id for layer in layers)
+    if ids != list(range(model_runner.token_to_kv_pool.layer_num)):
+        problems.append(f"- attention layers: expected one per layer of the KV pool, got ids {ids}")
+    if any((layer.sliding_window_size or -1) > -1 for layer in layers):
+        problems.append("- sliding-window attention: a window does not see the whole context")
+    if any(layer.is_cross_attention or layer.attn_type != AttentionType.DECODER for layer in layers):
+        problems.append("- cross or bidirectional attention: only causal self-attention is served")
+    if any(layer.logit_cap for layer in layers):
+        problems.append("- logit soft-capping is not applied to contexts")
+    return problems
+
+
+def is_selected() -> bool:
+    """Whether this process's published configuration selects adakv."""
+    from sglang.srt.runtime_context import get_memory
+
+    try:
+        return bool(get_memory().radix_cache_backend == NAME)
+    except ValueError:  # nothing is published in this process
+        return False

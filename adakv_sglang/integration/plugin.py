@@ -1,0 +1,90 @@
+"""The entry point that SGLang calls once in every process."""
+
+import logging
+import multiprocessing
+import os
+import sys
+from typing import Any, NoReturn
+
+from adakv_sglang.config import CONFIG_VARIABLE, AdaKVConfig, ConfigError
+from adakv_sglang.integration.compat import version_problem
+from adakv_sglang.integration.options import NAME
+from adakv_sglang.integration.seams import HOOKS, Role, SeamError, preflight
+
+logger = logging.getLogger(__name__)
+
+
+def register() -> None:
+    """Check every seam, then register cache, attention and hooks; nothing more until they are selected.
+
+    SGLang's loader swallows exceptions. So a problem stops the process if this server was asked to use
+    adakv, and otherwise leaves SGLang as it is, with one warning.
+    """
+    if problem := _problem():
+        if _is_asked_for():
+            raise SystemExit(f"adakv-sglang: {problem}")
+        logger.warning("adakv-sglang is installed but cannot be used: %s", problem)
+        _register_backends(lambda *_: _refuse(problem))
+        return
+    _register_backends(None)
+    _register_hooks(process_role())
+
+
+def process_role() -> Role | None:
+    """Which process this is; only those two run code that we hook."""
+    if multiprocessing.parent_process() is None:
+        return "main"
+    return "scheduler" if "sglang.srt.managers.scheduler" in sys.modules else None
+
+
+def _problem() -> str | None:
+    if problem := version_problem():
+        return problem
+    try:
+        AdaKVConfig.from_environment()
+    except ConfigError as error:
+        return str(error)
+    if process_role() is not None and (lines := preflight()):
+        return "SGLang is not as expected; install the supported version:\n" + "\n".join(lines)
+    return None
+
+
+def _is_asked_for() -> bool:
+    """Whether the command line or the environment mentions us; Engine arguments are not visible here."""
+    return any(NAME in argument for argument in sys.argv[1:]) or CONFIG_VARIABLE in os.environ
+
+
+def _register_backends(refusal: Any) -> None:
+    from sglang.srt.layers.attention.attention_registry import register_attention_backend
+    from sglang.srt.mem_cache.registry import register_radix_cache_backend, registered_radix_cache_backends
+    from sglang.srt.server_args import ATTENTION_BACKEND_CHOICES, add_attention_backend_choices
+
+    if NAME not in ATTENTION_BACKEND_CHOICES:
+        add_attention_backend_choices([NAME])
+    register_attention_backend(NAME)(refusal or _build_backend)
+    if NAME not in registered_radix_cache_backends():
+        register_radix_cache_backend(NAME, refusal or _build_tree)
+
+
+def _register_hooks(role: Role | None) -> None:
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    for hook in HOOKS:
+        if hook.role == role:
+            HookRegistry.register(hook.path, hook.resolve(), HookType[hook.kind])
+
+
+def _build_backend(model_runner: Any) -> Any:
+    from adakv_sglang.integration.runtime import process_runtime
+
+    return process_runtime().build_backend(model_runner)
+
+
+def _build_tree(context: Any) -> Any:
+    from adakv_sglang.integration.runtime import process_runtime
+
+    return process_runtime().build_tree(context)
+
+
+def _refuse(problem: str) -> NoReturn:
+    raise SeamError(f"adakv-sglang: {problem}")

@@ -1,0 +1,109 @@
+"""SGLang's unified radix cache, extended by compressed contexts. The tree decides, core computes."""
+
+from typing import Any
+
+import torch
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
+from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.core.lanes import LanePool
+from adakv_sglang.integration.audit import audit_slots
+from adakv_sglang.integration.compressor import Compressor, Refusal
+from adakv_sglang.integration.plain_paths import PlainPaths
+from adakv_sglang.integration.request_state import RequestState, RequestStates
+from adakv_sglang.integration.routing import RequestRouter
+
+
+class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
+    """A compressed context is a node of N tokens in its own namespace that owns B token slots.
+
+    Requests whose tokens start with a context are matched in its namespace; all others, and running
+    requests, keep the plain path. Contexts are made in `run_preparations`, between batches.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        config: AdaKVConfig,
+        contexts: ContextRegistry,
+        states: RequestStates,
+        pool: LanePool,
+    ) -> None:
+        self.contexts = contexts
+        self._config = config
+        self._states = states
+        self._router = RequestRouter(config, contexts, states, pool.geometry.num_layers)
+        self._preparing: list[RequestState] = []
+        self.plain_paths = PlainPaths(self)
+        super().__init__(params)
+        self._compressor = Compressor(self, pool)
+
+    def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
+        """Match where the router sends the request."""
+        routed = self._router.route(params)
+        result = super().match_prefix(routed)
+        state = self._states.of(params.req) if params.req is not None else None
+        context = state.context if state is not None else None
+        if state is None or context is None or result.device_prefix_len >= context.prefix.num_tokens:
+            return result
+        return super().match_prefix(self._router.undo(routed, state, context))
+
+    def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
+        """Insert as ever; then queue the request's order if its whole context is in the tree now."""
+        super().checkpoint(req, up_to=up_to, **kwargs)
+        state = self._states.of(req)
+        if (
+            state is not None
+            and state.order is not None
+            and up_to >= state.order.key.num_tokens
+            and state.order.capture.is_complete
+            and state not in self._preparing
+        ):
+            self._preparing.append(state)
+
+    def run_preparations(self) -> None:
+        """Compress what is queued, unless the allocator is holding frees back just now."""
+        if self.token_to_kv_pool_allocator.free_group is not None:
+            return
+        waiting, self._preparing = self._preparing, []
+        for state in waiting:
+            self._prepare(state)
+        self.plain_paths.release_unused()
+
+    def flush_pending_backups(self) -> None:
+        """SGLang calls this after every batch result, outside any free group: the safe point."""
+        super().flush_pending_backups()
+        if self._preparing or self.plain_paths:
+            self.run_preparations()
+
+    def reset(self) -> None:
+        """Forget all contexts without freeing: the caller clears the allocator as a whole."""
+        self.contexts.clear()
+        self.plain_paths.clear()
+        self._preparing.clear()
+        super().reset()
+
+    def evict_leaf(self, node_id: int) -> None:
+        """Evict one unlocked leaf of the tree."""
+        tracker = dict.fromkeys(self.tree_components, 0)
+        self._evict_device_leaf(node_id, tracker)
+
+    def agree(self, succeeded: bool) -> bool:
+        """Whether this step succeeded on every attention rank; no rank decides alone."""
+        flag = torch.tensor(int(succeeded))
+        self._all_reduce_attn_groups(flag, torch.distributed.ReduceOp.MIN)
+        return bool(flag.item())
+
+    def _prepare(self, state: RequestState) -> None:
+        order, state.order = state.order, None
+        if order is None:
+            return
+        try:
+            state.made = self._compressor.run(order)
+        except Refusal as refusal:
+            state.refusal = str(refusal)
+        if self._config.debug_checks:
+            audit_slots(self)

@@ -1,0 +1,106 @@
+"""What leaves the scheduler: reports in answers, the pool and its contexts in the server's state."""
+
+from typing import Any
+
+from adakv_sglang.core.contexts import Context
+from adakv_sglang.integration.options import NAME
+from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.request_state import RequestState, RequestStates
+
+
+def report(state: RequestState) -> dict[str, Any] | None:
+    """What `meta_info["adakv"]` says about a request; None if contexts had no part in it."""
+    if state.made is not None:
+        prefix = state.made.prefix
+        details = {"head_budgets": prefix.head_budgets, "retained_mass_per_head": prefix.retained_mass}
+        return {**describe(state.made), "prepared": True, **details}
+    reason = state.refusal
+    if state.order is not None:
+        reason = "the request ended before its whole context was in the cache"
+    used = describe(state.context) if state.context is not None else None
+    if reason is not None:
+        return {**(used or {"compressed": False}), "prepared": False, "reason": reason}
+    return used
+
+
+def describe(context: Context) -> dict[str, Any]:
+    """A context in plain values. Tokens and slots are counts; masses are shares in [0, 1]."""
+    prefix = context.prefix
+    return {
+        "compressed": True,
+        "context_id": context.context_id,
+        "logical_tokens": prefix.num_tokens,
+        "owned_slots": prefix.num_slots,
+        "freed_slots": prefix.num_tokens - prefix.num_slots,
+        "keep_ratio": context.config.keep_ratio,
+        "allocator": context.config.allocator,
+        "retained_mass": prefix.mean_retained_mass,
+    }
+
+
+def streamer_class(result: type, _scheduler: Any) -> type:
+    """AFTER `Scheduler.get_output_streamer_class`: the same class, with our part in front."""
+    return type(f"AdaKV{result.__name__}", (_ReportingStreamer, result), {})
+
+
+class _ReportingStreamer:
+    """Mixed in before SGLang's output streamer.
+
+    SGLang streams a prefill's results right after it has inserted them into the tree and closed the
+    allocator's free group: the first moment at which a prompt can be compressed, and the last at which
+    its answer can say so.
+    """
+
+    has_additional_customized_info = True
+    tree_cache: Any
+
+    def stream_output(self, reqs: list[Any], *args: Any, **kwargs: Any) -> None:
+        """Compress what is queued, then stream."""
+        if isinstance(self.tree_cache, AdaKVRadixCache):
+            self.tree_cache.run_preparations()
+        super().stream_output(reqs, *args, **kwargs)  # type: ignore[misc]
+
+    def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
+        """One report per request, with its first and with its last output."""
+        info: dict[str, list[Any]] = super().build_additional_customized_info(reqs)  # type: ignore[misc]
+        reports = [_due_report(req) for req in reqs]
+        return {**info, NAME: reports} if any(reports) else info
+
+
+def _due_report(req: Any) -> list[dict[str, Any]]:
+    state = RequestStates.of(req)
+    if state is None or (state.reported and not req.finished()):
+        return []
+    state.reported = True
+    found = report(state)
+    return [found] if found is not None else []
+
+
+def internal_state(result: Any, controller: Any, _recv_req: Any) -> None:
+    """AFTER `SchedulerInternalStateController.get_internal_state`: our part of /server_info."""
+    tree = controller.scheduler.tree_cache
+    if isinstance(tree, AdaKVRadixCache):
+        result.internal_state[NAME] = snapshot(tree)
+
+
+def snapshot(tree: AdaKVRadixCache) -> dict[str, Any]:
+    """Pool and contexts in plain values; slots are counts. `held` is what running requests own privately."""
+    allocator = tree.token_to_kv_pool_allocator
+    available, evictable, protected = (
+        allocator.available_size(),
+        tree.evictable_size(),
+        tree.protected_size(),
+    )
+    return {
+        "pool": {
+            "total": allocator.size,
+            "available": available,
+            "evictable": evictable,
+            "protected": protected,
+            "held": allocator.size - available - evictable - protected,
+        },
+        "contexts": [
+            {**describe(context), "visible": tree.contexts.is_visible(context)} for context in tree.contexts
+        ],
+        "plain_paths_waiting": len(tree.plain_paths),
+    }

@@ -1,0 +1,60 @@
+"""What the plug-in knows about one request while SGLang runs it."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakValueDictionary
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.contexts import Context, ContextKey
+from adakv_sglang.integration.window_capture import WindowCapture
+
+_ATTRIBUTE: Final = "_adakv_state"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PrepareOrder:
+    """A request's wish that the start of its prompt become a context."""
+
+    key: ContextKey
+    config: AdaKVConfig
+    capture: WindowCapture
+
+
+@dataclass(slots=True, eq=False)
+class RequestState:
+    """Mutable by design: it follows one request through matching, waiting and retraction.
+
+    base_key: the extra key that the request came with. order: set until the job has run.
+    context: what the request attends to, None for the plain path. made: the context its order produced.
+    refusal: why its order was not carried out. remembered: what the last lookup saw.
+    """
+
+    base_key: str | None
+    order: PrepareOrder | None = None
+    context: Context | None = None
+    made: Context | None = None
+    refusal: str | None = None
+    remembered: tuple[int, int] | None = None
+    reported: bool = False
+
+
+class RequestStates:
+    """Finds the state of a request, by object or by id; forgets it with the request."""
+
+    def __init__(self) -> None:
+        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+
+    @staticmethod
+    def of(req: Any) -> RequestState | None:
+        """The state attached to an SGLang request, if it was ever matched."""
+        state: RequestState | None = getattr(req, _ATTRIBUTE, None)
+        return state
+
+    def attach(self, req: Any, state: RequestState) -> None:
+        """Attach a state for the life of the request."""
+        setattr(req, _ATTRIBUTE, state)
+        self._requests[req.rid] = req
+
+    def of_rows(self, rids: list[str] | None) -> list[RequestState | None]:
+        """States in the row order of a batch; None for requests that were never matched."""
+        return [self.of(self._requests.get(rid)) for rid in rids or ()]

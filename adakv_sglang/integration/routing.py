@@ -1,0 +1,115 @@
+"""Decides at matching time which path of the tree a request takes: plain, or a compressed context."""
+
+import logging
+from dataclasses import replace
+from typing import Any
+
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
+
+from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
+from adakv_sglang.core.contexts import NAMESPACE_MARK, Context, ContextKey, ContextRegistry
+from adakv_sglang.integration.request_state import PrepareOrder, RequestState, RequestStates
+from adakv_sglang.integration.window_capture import WindowCapture
+
+logger = logging.getLogger(__name__)
+
+
+class RequestRouter:
+    """Rewrites a request's match so that it lands where it should. Repeated matching changes nothing."""
+
+    def __init__(
+        self, config: AdaKVConfig, contexts: ContextRegistry, states: RequestStates, num_layers: int
+    ) -> None:
+        self._config = config
+        self._contexts = contexts
+        self._states = states
+        self._num_layers = num_layers
+
+    def route(self, params: MatchPrefixParams) -> MatchPrefixParams:
+        """Redirect to a context that the tokens start with, or hold a preparing request's match back."""
+        req = params.req
+        if req is None or req.kv.holds_kv or not is_plain_text(req):
+            return params
+        state = self._states.of(req) or self._first_sight(req)
+        if state.order is not None:
+            return self._hold_back(params, state, state.order)
+        limit = len(params.key)
+        if state.remembered != (self._contexts.version, limit):
+            state.remembered = (self._contexts.version, limit)
+            state.context = self._find(params.key, state.base_key)
+        return self._in_namespace(params, state)
+
+    def undo(self, params: MatchPrefixParams, state: RequestState, context: Context) -> MatchPrefixParams:
+        """Send a request back to the plain path after its redirect did not match the whole context."""
+        logger.error("context %s is registered but not in the tree; it is retired", context.context_id)
+        self._contexts.retire(context)
+        state.context = None
+        return self._in_namespace(params, state)
+
+    def _find(self, key: RadixKey, base_key: str | None) -> Context | None:
+        if len(self._contexts) == 0:
+            return None
+        return self._contexts.find(key.raw_token_ids().tobytes(), base_key, key.cache_salt)
+
+    def _first_sight(self, req: Any) -> RequestState:
+        base_key = req.extra_key
+        if base_key and NAMESPACE_MARK in base_key:
+            base_key += "\x1fuser"  # a caller's key must never name one of our namespaces
+        state = RequestState(base_key)
+        self._states.attach(req, state)
+        try:
+            wish = ContextRequest.from_custom_params(req.sampling_params.custom_params)
+            if wish is not None and wish.compress:
+                self._take_order(req, state, wish)
+        except ConfigError as error:
+            state.refusal = str(error)
+        return state
+
+    def _take_order(self, req: Any, state: RequestState, wish: ContextRequest) -> None:
+        config = wish.configure(self._config)
+        longest = len(req.origin_input_ids) - 1  # SGLang needs one token to run
+        num_tokens = longest if wish.context_tokens is None else wish.context_tokens
+        if num_tokens > longest:
+            state.refusal = (
+                f"context_tokens: expected at most {longest}, the prompt without its last token; "
+                f"got {num_tokens}"
+            )
+            return
+        state.refusal = config.obstacle(num_tokens)
+        key = ContextKey(req.origin_input_ids[:num_tokens].tobytes(), state.base_key, req.cache_salt)
+        if state.refusal is None and self._contexts.find_exact(key, config) is None:
+            capture = WindowCapture(self._num_layers, num_tokens - config.window, config.window)
+            state.order = PrepareOrder(key, config, capture)
+
+    def _hold_back(
+        self, params: MatchPrefixParams, state: RequestState, order: PrepareOrder
+    ) -> MatchPrefixParams:
+        """Plain path, and at most up to the window, so that the forward computes the window's queries."""
+        state.context = None
+        params = self._in_namespace(params, state)
+        limit = min(len(params.key), order.capture.start)
+        return replace(params, key=_rekeyed(params.key, params.key.extra_key, limit))
+
+    @staticmethod
+    def _in_namespace(params: MatchPrefixParams, state: RequestState) -> MatchPrefixParams:
+        namespace = state.context.namespace if state.context is not None else state.base_key
+        params.req.extra_key = namespace
+        if params.key.extra_key == namespace:
+            return params
+        return replace(params, key=_rekeyed(params.key, namespace, params.key.limit))
+
+
+def is_plain_text(req: Any) -> bool:
+    """Whether the request's tokens alone determine its KV and no other row shares its own."""
+    return (
+        req.input_embeds is None
+        and req.positional_embed_overrides is None
+        and req.multimodal_inputs is None
+        and req.beam_group is None
+        and req.session is None
+    )
+
+
+def _rekeyed(key: RadixKey, extra_key: str | None, limit: int | None) -> RadixKey:
+    return RadixKey(key.token_ids, extra_key, is_bigram=key.is_bigram, limit=limit, cache_salt=key.cache_salt)

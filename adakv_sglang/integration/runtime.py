@@ -1,0 +1,75 @@
+"""One rank's parts, wired together: SGLang builds the attention backend first and the tree later."""
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any
+
+from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
+from sglang.srt.mem_cache.registry import create_unified_radix_cache
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.integration.attention_backend import AdaKVAttentionBackend
+from adakv_sglang.integration.full_component import AdaKVFullComponent
+from adakv_sglang.integration.options import UnsupportedOptions, require_supported, unsupported_model
+from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.request_state import RequestStates
+from adakv_sglang.integration.seams import require_hooks
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What tree and attention backend of one scheduler process share."""
+
+    config: AdaKVConfig
+    contexts: ContextRegistry = field(default_factory=ContextRegistry)
+    states: RequestStates = field(default_factory=RequestStates)
+
+    def build_backend(self, model_runner: Any) -> AdaKVAttentionBackend:
+        """Factory behind `--attention-backend adakv`."""
+        require_hooks("scheduler")
+        if str(model_runner.device) != "cpu":
+            raise UnsupportedOptions(
+                f"adakv: --device {model_runner.device} is not served by this version; use --device cpu"
+            )
+        stock = TorchNativeAttnBackend(model_runner)
+        return AdaKVAttentionBackend(stock, model_runner, self.states)
+
+    def build_tree(self, context: Any) -> AdaKVRadixCache:
+        """Factory behind `--radix-cache-backend adakv`; `context` is SGLang's TreeCacheBuildContext."""
+        require_supported(context.server_args)
+        model_runner = context.tp_worker.model_runner
+        if problems := unsupported_model(context, model_runner):
+            raise UnsupportedOptions("adakv cannot serve this model:\n" + "\n".join(problems))
+        backend = model_runner.attn_backend
+        if not isinstance(backend, AdaKVAttentionBackend):
+            raise UnsupportedOptions(
+                "--radix-cache-backend adakv: expected --attention-backend adakv beside it, got "
+                f"{type(backend).__name__}; use --enable-adakv for both"
+            )
+        params = context.params
+        params.component_registry_override = {ComponentType.FULL: AdaKVFullComponent}
+        build = functools.partial(
+            AdaKVRadixCache,
+            config=self.config,
+            contexts=self.contexts,
+            states=self.states,
+            pool=backend.lanes,
+        )
+        if self.config.debug_checks:
+            poison_padding(backend.token_to_kv_pool)
+        tree: AdaKVRadixCache = create_unified_radix_cache(context, cache_class=build)
+        return tree
+
+
+@functools.cache
+def process_runtime() -> Runtime:
+    """The runtime of this process, configured from the environment."""
+    return Runtime(AdaKVConfig.from_environment())
+
+
+def poison_padding(pool: Any) -> None:
+    """Fill slot 0, which every placeholder names, with NaN: whoever reads a placeholder is seen at once."""
+    for buffer in (*pool.k_buffer, *pool.v_buffer):
+        buffer[0].fill_(float("nan"))

@@ -1,0 +1,41 @@
+"""Keeps the queries of a context's last tokens while ordinary forwards compute them."""
+
+import torch
+
+from adakv_sglang.core.types import WindowQueries
+
+
+class WindowCapture:
+    """Room for the queries of the positions `[start, start + window)` in every layer.
+
+    They may arrive in any number of pieces (chunked prefill) and again after a retraction.
+    """
+
+    def __init__(self, num_layers: int, start: int, window: int) -> None:
+        self.start = start
+        self.end = start + window
+        self._scaling = [0.0] * num_layers
+        self._seen = torch.zeros(num_layers, window, dtype=torch.bool)
+        self._query: torch.Tensor | None = None
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every query of every layer has been seen."""
+        return bool(self._seen.all())
+
+    def store(self, layer: int, position: int, query: torch.Tensor, scaling: float) -> None:
+        """Copy `query` `[n, HQ, D]` of the positions from `position` on; all inside the window."""
+        if self._query is None:
+            shape = (*self._seen.shape, *query.shape[1:])
+            self._query = torch.empty(shape, dtype=query.dtype, device=query.device)
+        rows = slice(position - self.start, position - self.start + query.shape[0])
+        self._query[layer, rows] = query
+        self._seen[layer, rows] = True
+        self._scaling[layer] = scaling
+
+    def queries(self) -> WindowQueries:
+        """The captured queries; raise RuntimeError if some are missing."""
+        if self._query is None or not self.is_complete:
+            missing = int((~self._seen).sum())
+            raise RuntimeError(f"window queries: {missing} of {self._seen.numel()} were not computed")
+        return WindowQueries(self._query, tuple(self._scaling))

@@ -1,0 +1,21 @@
+"""Operators on ragged per-head KV pages: torch and Triton only, usable without SGLang.
+
+Each operator is a folder with its contract in `__init__.py` and its float32 definition in
+`reference.py`. Shapes use H = KV heads, HQ = query heads, D = head size, W = window, N = tokens.
+"""
+
+from adakv_kernels.attention_state import AttentionState
+from adakv_kernels.copy_lanes import copy_lanes_
+from adakv_kernels.merge_states import merge_states
+from adakv_kernels.prefix_attention import prefix_attention
+from adakv_kernels.suffix_attention import suffix_attention
+from adakv_kernels.window_scores import window_scores
+
+__all__ = [
+    "AttentionState",
+    "copy_lanes_",
+    "merge_states",
+    "prefix_attention",
+    "suffix_attention",
+    "window_scores",
+]

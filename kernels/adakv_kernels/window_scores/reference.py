@@ -1,0 +1,19 @@
+"""Definition of `window_scores` in float32 torch."""
+
+import torch
+
+
+def window_scores_reference(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+    """See `window_scores`. One KV head at a time, so that `[G * W, N]` is the largest temporary."""
+    window, num_q_heads, _ = query.shape
+    num_tokens, num_kv_heads, _ = key.shape
+    group = num_q_heads // num_kv_heads
+    position = torch.arange(num_tokens, device=key.device)
+    hidden = position[None, :] > position[num_tokens - window :, None]  # [W, N]: keys after the query
+    scores = torch.empty(num_kv_heads, num_tokens, dtype=torch.float32, device=key.device)
+    for head in range(num_kv_heads):
+        queries = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
+        logits = (queries @ key[:, head].float().T) * scaling  # [G, W, N]
+        logits.masked_fill_(hidden, float("-inf"))
+        scores[head] = logits.softmax(dim=-1).mean(dim=(0, 1))
+    return scores
