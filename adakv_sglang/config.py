@@ -50,6 +50,8 @@ class AdaKVConfig:
             raise ConfigError(f"kernel_size: expected an odd number, got {self.kernel_size}")
         _check_integer("sinks", self.sinks, 0, 4096)
         _check_flag("debug_checks", self.debug_checks)
+        for name in ("keep_ratio", "alpha"):  # 1 and 1.0 are the same setting
+            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
 
     @property
     def num_protected(self) -> int:
@@ -92,10 +94,11 @@ class AdaKVConfig:
         if not text:
             return cls()
         if not text.startswith("{"):
-            path = Path(text)
-            if not path.is_file():
-                raise ConfigError(f"{CONFIG_VARIABLE}: expected inline JSON or a file, got {text!r}")
-            text = path.read_text(encoding="utf-8")
+            try:
+                text = Path(text).read_text(encoding="utf-8-sig")
+            except (OSError, UnicodeDecodeError) as error:
+                problem = f"expected inline JSON or a readable UTF-8 file, got {text[:80]!r} ({error})"
+                raise ConfigError(f"{CONFIG_VARIABLE}: {problem}") from None
         try:
             settings = json.loads(text)
         except json.JSONDecodeError as error:

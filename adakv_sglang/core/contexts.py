@@ -16,7 +16,7 @@ NAMESPACE_MARK = "\x1fadakv:"
 class ContextKey:
     """What identifies a prefix: its tokens (int64, little endian, packed) and its cache namespace."""
 
-    tokens: bytes
+    tokens: bytes = field(repr=False)
     extra_key: str | None
     cache_salt: str | None
 
@@ -24,6 +24,10 @@ class ContextKey:
     def num_tokens(self) -> int:
         """Length of the prefix."""
         return len(self.tokens) // 8
+
+    def namespace(self, context_id: str) -> str:
+        """Extra key of this prefix as the context of that name."""
+        return f"{self.extra_key or ''}{NAMESPACE_MARK}{context_id}"
 
     def context_id(self, config: AdaKVConfig) -> str:
         """Name of this prefix compressed with `config`: the same on every rank and after a restart."""
@@ -51,7 +55,7 @@ class Context:
     @property
     def namespace(self) -> str:
         """Extra key under which the context's node, and the suffixes computed on it, lie in the tree."""
-        return f"{self.key.extra_key or ''}{NAMESPACE_MARK}{self.context_id}"
+        return self.key.namespace(self.context_id)
 
 
 @dataclass(slots=True)
@@ -87,13 +91,9 @@ class ContextRegistry:
         """
         if context.namespace in self._by_namespace or context.handle in self._handles:
             raise ValueError(f"context {context.context_id} or handle {context.handle} is in use")
-        scope = self._by_scope.setdefault((context.key.extra_key, context.key.cache_salt), [])
-        scope[:] = [other for other in scope if other.key.tokens != context.key.tokens]
-        scope.append(context)
-        scope.sort(key=lambda other: -other.key.num_tokens)
         self._by_namespace[context.namespace] = context
         self._handles.add(context.handle)
-        self.version += 1
+        self._show(context)
 
     def find(self, tokens: bytes, extra_key: str | None, cache_salt: str | None) -> Context | None:
         """The longest visible context that `tokens` starts with, in exactly this namespace."""
@@ -102,12 +102,12 @@ class ContextRegistry:
                 return context
         return None
 
-    def find_exact(self, key: ContextKey, config: AdaKVConfig) -> Context | None:
-        """The visible context of exactly this prefix made with exactly these settings."""
-        for context in self._by_scope.get((key.extra_key, key.cache_salt), ()):
-            if context.key == key and context.context_id == key.context_id(config):
-                return context
-        return None
+    def recall(self, key: ContextKey, config: AdaKVConfig) -> Context | None:
+        """The live context of exactly this prefix made with exactly these settings; visible from now on."""
+        context = self._by_namespace.get(key.namespace(key.context_id(config)))
+        if context is not None and not self.is_visible(context):
+            self._show(context)
+        return context
 
     def in_namespace(self, extra_key: str | None) -> Context | None:
         """The live context whose tree namespace this is, visible or retired."""
@@ -117,6 +117,13 @@ class ContextRegistry:
         """Whether new requests find the context."""
         scope = self._by_scope.get((context.key.extra_key, context.key.cache_salt), ())
         return any(other is context for other in scope)
+
+    def _show(self, context: Context) -> None:
+        scope = self._by_scope.setdefault((context.key.extra_key, context.key.cache_salt), [])
+        scope[:] = [other for other in scope if other.key.tokens != context.key.tokens]
+        scope.append(context)
+        scope.sort(key=lambda other: -other.key.num_tokens)
+        self.version += 1
 
     def retire(self, context: Context) -> None:
         """Hide a context from new requests."""

@@ -22,7 +22,13 @@ def compress_prefix(
 
     queries: of the context's last tokens. source_slots: int64 `[N]`, where the plain context lies;
     read only. owned_slots: int64 `[B]`, disjoint from them; every layer's heads share them.
+    Raises ValueError if the queries are not one window for every layer of the pool.
     """
+    expected = (pool.geometry.num_layers, config.window)
+    if tuple(queries.query.shape[:2]) != expected or len(queries.scaling) != expected[0]:
+        raise ValueError(
+            f"queries: expected [layers, window] = {list(expected)}, got {list(queries.query.shape)}"
+        )
     kept = []
     for layer, (query, scaling) in enumerate(zip(queries.query, queries.scaling, strict=True)):
         scores = score_window(layer, query, pool.keys(layer, source_slots), scaling, config)

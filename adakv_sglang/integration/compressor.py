@@ -10,7 +10,6 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.core.contexts import Context, ContextKey
-from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.core.pipeline import compress_prefix
 from adakv_sglang.core.types import CompressedPrefix
 from adakv_sglang.integration.request_state import PrepareOrder
@@ -28,14 +27,13 @@ class Refusal(Exception):
 class Compressor:
     """Runs at the scheduler's safe point: no allocator free group and no tree insertion is open."""
 
-    def __init__(self, tree: "AdaKVRadixCache", pool: LanePool) -> None:
+    def __init__(self, tree: "AdaKVRadixCache") -> None:
         self._tree = tree
-        self._pool = pool
         self._allocator = tree.token_to_kv_pool_allocator
 
     def run(self, order: PrepareOrder) -> Context:
         """Compress, publish and insert; raise Refusal with nothing changed but evictions."""
-        if (existing := self._tree.contexts.find_exact(order.key, order.config)) is not None:
+        if (existing := self._tree.contexts.recall(order.key, order.config)) is not None:
             return existing
         plain = _radix_key(order.key, order.key.extra_key)
         match = self._tree.match_prefix(MatchPrefixParams(key=plain))
@@ -76,7 +74,7 @@ class Compressor:
     ) -> tuple[CompressedPrefix | None, str]:
         """Everything that may fail on one rank alone; whatever it is, the exact cache stays in use."""
         try:
-            return compress_prefix(order.capture.queries(), self._pool, source, slots, order.config), ""
+            return compress_prefix(order.capture.queries(), self._tree.pool, source, slots, order.config), ""
         except Exception as error:
             logger.exception("compressing a context of %d tokens failed", order.key.num_tokens)
             return None, f"{type(error).__name__}: {error}"
@@ -94,7 +92,7 @@ class Compressor:
                 f"and {room} of {self._allocator.size} are free or evictable; lower keep_ratio, wait for "
                 "running requests, or give the server a larger pool (--mem-fraction-static, --max-total-tokens)"
             )
-        allocated: torch.Tensor = slots
+        allocated: torch.Tensor = slots.clone()  # the allocator's answer is a view of its whole free list
         return allocated
 
 

@@ -33,13 +33,14 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         pool: LanePool,
     ) -> None:
         self.contexts = contexts
+        self.pool = pool
         self._config = config
         self._states = states
         self._router = RequestRouter(config, contexts, states, pool.geometry.num_layers)
         self._preparing: list[RequestState] = []
         self.plain_paths = PlainPaths(self)
         super().__init__(params)
-        self._compressor = Compressor(self, pool)
+        self._compressor = Compressor(self)
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Match where the router sends the request."""

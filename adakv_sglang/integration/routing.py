@@ -42,8 +42,8 @@ class RequestRouter:
 
     def undo(self, params: MatchPrefixParams, state: RequestState, context: Context) -> MatchPrefixParams:
         """Send a request back to the plain path after its redirect did not match the whole context."""
-        logger.error("context %s is registered but not in the tree; it is retired", context.context_id)
-        self._contexts.retire(context)
+        logger.error("context %s is registered but not in the tree; it is dropped", context.context_id)
+        self._contexts.drop(context)  # whoever removed its node has freed its slots
         state.context = None
         return self._in_namespace(params, state)
 
@@ -78,7 +78,7 @@ class RequestRouter:
             return
         state.refusal = config.obstacle(num_tokens)
         key = ContextKey(req.origin_input_ids[:num_tokens].tobytes(), state.base_key, req.cache_salt)
-        if state.refusal is None and self._contexts.find_exact(key, config) is None:
+        if state.refusal is None and self._contexts.recall(key, config) is None:
             capture = WindowCapture(self._num_layers, num_tokens - config.window, config.window)
             state.order = PrepareOrder(key, config, capture)
 

@@ -19,5 +19,6 @@ def copy_lanes_(
     check_shape("kv", kv, ("num_lanes", "D"))
     check_integer("source", source)
     check_integer("destination", destination)
+    check_shape("source", source, ("n",))
     check_shape("destination", destination, (source.shape[0],))
     copy_lanes_reference_(kv, source, destination, value_offset)

@@ -23,7 +23,8 @@ def prefix_attention(
 
     query: `[T, HQ, D]`. kv: `[num_lanes, D]`, the pool as one table of lanes.
     indptr: int32 or int64 `[H + 1]`, head h keeps `lanes[indptr[h]:indptr[h + 1]]`; a head may be empty.
-    lanes: int32 or int64 `[n]`, K lanes; V lies `value_offset` lanes further.
+    lanes: int32 or int64 `[n]`, K lanes; V lies `value_offset` lanes further. That `indptr` stays inside
+    `lanes` is not checked: it would cost a synchronisation.
     Returns the state over the kept tokens; (0, -inf) for empty heads.
     Raises ValueError or TypeError for wrong shapes or index types.
     """
@@ -32,5 +33,6 @@ def prefix_attention(
     check_shape("indptr", indptr, ("H + 1",))
     check_groups(query.shape[1], indptr.shape[0] - 1)
     check_integer("indptr", indptr)
+    check_shape("lanes", lanes, ("n",))
     check_integer("lanes", lanes)
     return prefix_attention_reference(query, kv, indptr, lanes, value_offset, scaling)

@@ -1,0 +1,43 @@
+"""The same without HTTP: sglang.Engine prepares a text once and answers questions on it.
+
+Run: python examples/offline_engine.py --model MODEL [--text FILE]
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import local_server
+
+TEXT = Path(__file__).parent / "texts" / "declaration_of_independence.txt"
+
+
+def main() -> None:
+    """Prepare, then ask; prints one JSON line per answer."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text", type=Path, default=TEXT)
+    options = parser.parse_args()
+    device = {} if local_server.has_gpu() else {"device": "cpu", "dtype": "float32", "max_total_tokens": 8192}
+
+    import sglang
+
+    engine = sglang.Engine(
+        model_path=options.model, attention_backend="adakv", radix_cache_backend="adakv", **device
+    )
+    try:
+        text = options.text.read_text(encoding="utf-8")
+        wish = {"adakv": {"compress": True, "keep_ratio": 0.3}}
+        prepared = engine.generate(text, {"max_new_tokens": 1, "custom_params": wish})
+        print(json.dumps(prepared["meta_info"]["adakv"]))
+        for question in ("Who is accused in this text?", "Which rights are unalienable?"):
+            prompt = f"{text}\n\nQuestion: {question}\nAnswer:"
+            answer = engine.generate(prompt, {"temperature": 0, "max_new_tokens": 16})
+            used = {"answer": answer["text"], "cached_tokens": answer["meta_info"]["cached_tokens"]}
+            print(json.dumps({**used, **answer["meta_info"]["adakv"]}))
+    finally:
+        engine.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,205 @@
+"""`ContextRegistry`: which prefix leads to which pages, and for how long."""
+
+import struct
+
+import pytest
+import torch
+
+from adakv_sglang import AdaKVConfig
+from adakv_sglang.core import CompressedPrefix, Context, ContextKey, ContextRegistry, PageLists
+
+CONFIG = AdaKVConfig()
+
+
+def packed(*tokens):
+    return struct.pack(f"<{len(tokens)}q", *tokens)
+
+
+def key(*tokens, extra_key=None, cache_salt=None):
+    return ContextKey(packed(*tokens), extra_key, cache_salt)
+
+
+def context(context_key, handle, config=CONFIG):
+    pages = PageLists(torch.zeros(2, dtype=torch.int32), torch.zeros(0, dtype=torch.int32), 1)
+    prefix = CompressedPrefix(context_key.num_tokens, 0, pages, ((0,),), ((1.0,),))
+    slots = torch.zeros(0, dtype=torch.int64)
+    return Context(context_key.context_id(config), handle, context_key, config, slots, prefix)
+
+
+def registry_of(*contexts):
+    registry = ContextRegistry()
+    for each in contexts:
+        registry.publish(each)
+    return registry
+
+
+def test_the_longest_context_that_the_tokens_start_with_wins():
+    short, long, longer = (context(key(*range(n)), n) for n in (2, 4, 6))
+    registry = registry_of(long, short, longer)
+    assert registry.find(packed(0, 1, 2, 3, 4), None, None) is long
+    assert registry.find(packed(0, 1, 2, 3), None, None) is long
+    assert registry.find(packed(0, 1, 2), None, None) is short
+    assert registry.find(packed(*range(9)), None, None) is longer
+
+
+@pytest.mark.parametrize("tokens", [(), (0,), (0, 1, 3), (1, 1, 2, 3), (0, 1, 256, 3), (2**40,)])
+def test_a_prefix_that_differs_in_one_token_or_is_too_short_does_not_match(tokens):
+    registry = registry_of(context(key(0, 1, 2), 1))
+    assert registry.find(packed(*tokens), None, None) is None
+
+
+def test_namespaces_are_disjoint():
+    spaces = [(None, None), ("a", None), (None, "a"), ("a", "a"), ("b", "a"), ("", None)]
+    keys = [key(1, 2, extra_key=extra, cache_salt=salt) for extra, salt in spaces]
+    contexts = [context(each, handle) for handle, each in enumerate(keys, start=1)]
+    assert len({each.context_id for each in contexts}) == len(spaces)
+    registry = registry_of(*contexts)
+    for (extra, salt), want in zip(spaces, contexts, strict=True):
+        assert registry.find(packed(1, 2, 3), extra, salt) is want
+    assert registry.find(packed(1, 2, 3), "c", None) is None
+
+
+def test_a_contexts_id_depends_on_its_tokens_namespace_and_settings_alone():
+    ids = {key(1, 2).context_id(CONFIG), key(1, 3).context_id(CONFIG), key(1).context_id(CONFIG)}
+    changes = [
+        {"keep_ratio": 0.25},
+        {"allocator": "uniform"},
+        {"alpha": 0.5},
+        {"window": 8},
+        {"pooling": "mean"},
+        {"kernel_size": 5},
+        {"sinks": 0},
+    ]
+    ids |= {key(1, 2).context_id(AdaKVConfig(**change)) for change in changes}
+    assert len(ids) == 3 + len(changes)
+    assert key(1, 2).context_id(AdaKVConfig(debug_checks=True)) == key(1, 2).context_id(CONFIG)
+    assert key(1, 2).context_id(CONFIG) == "748b365a3b260e710c9ab867"
+
+
+def test_a_namespace_names_the_base_key_and_the_context():
+    made = context(key(1, extra_key="tenant"), 1)
+    registry = registry_of(made)
+    assert made.namespace.startswith("tenant")
+    assert made.namespace.endswith(made.context_id)
+    assert registry.in_namespace(made.namespace) is made
+    assert registry.in_namespace("tenant") is None
+    assert registry.in_namespace(None) is None
+
+
+def test_the_same_prefix_with_other_settings_supersedes():
+    other = AdaKVConfig(keep_ratio=0.25)
+    old, new = context(key(1, 2), 1), context(key(1, 2), 2, other)
+    bystander = context(key(1, 2, 3), 3)
+    registry = registry_of(old, bystander, new)
+    assert registry.find(packed(1, 2, 9), None, None) is new
+    assert (registry.is_visible(old), registry.is_visible(new)) == (False, True)
+    assert registry.in_namespace(old.namespace) is old  # running requests still use it
+    assert registry.is_visible(bystander)
+    assert len(registry) == 3
+
+
+def test_recalling_wants_the_whole_key_and_the_same_settings():
+    made = context(key(1, 2), 1)
+    registry = registry_of(made)
+    version = registry.version
+    assert registry.recall(key(1, 2), CONFIG) is made
+    assert registry.recall(key(1, 2), AdaKVConfig(debug_checks=True)) is made
+    assert registry.recall(key(1, 2, 3), CONFIG) is None
+    assert registry.recall(key(1, 2, extra_key="a"), CONFIG) is None
+    assert registry.recall(key(1, 2, cache_salt="a"), CONFIG) is None
+    assert registry.recall(key(1, 2), AdaKVConfig(alpha=0.5)) is None
+    assert registry.version == version
+
+
+def test_recalling_a_superseded_context_makes_it_the_visible_one_again():
+    old, new = context(key(1, 2), 1), context(key(1, 2), 2, AdaKVConfig(keep_ratio=0.25))
+    registry = registry_of(old, new)
+    version = registry.version
+    assert registry.recall(key(1, 2), CONFIG) is old
+    assert registry.find(packed(1, 2), None, None) is old
+    assert (registry.is_visible(old), registry.is_visible(new)) == (True, False)
+    assert registry.version != version
+    assert list(registry) == [old, new]
+
+
+def test_a_dropped_context_cannot_be_recalled():
+    made = context(key(1, 2), 1)
+    registry = registry_of(made)
+    registry.drop(made)
+    assert registry.recall(key(1, 2), CONFIG) is None
+
+
+def test_a_retired_context_is_found_no_more_but_lives_until_it_is_dropped():
+    made, shorter = context(key(1, 2), 1), context(key(1), 2)
+    registry = registry_of(made, shorter)
+    registry.retire(made)
+    assert registry.find(packed(1, 2), None, None) is shorter
+    assert registry.in_namespace(made.namespace) is made
+    assert list(registry) == [made, shorter]
+    registry.drop(made)
+    assert registry.in_namespace(made.namespace) is None
+    assert list(registry) == [shorter]
+
+
+def test_dropping_forgets_and_the_same_context_may_come_back():
+    made = context(key(1, 2), 1)
+    registry = registry_of(made)
+    registry.drop(made)
+    assert len(registry) == 0
+    assert registry.find(packed(1, 2), None, None) is None
+    assert not registry.is_visible(made)
+    registry.publish(context(key(1, 2), 1))
+    assert registry.find(packed(1, 2), None, None) is not made
+
+
+def test_the_smallest_free_handle_is_reused_after_a_drop_and_not_before():
+    contexts = [context(key(n), n) for n in (1, 2, 3)]
+    registry = registry_of(*contexts)
+    assert registry.free_handle() == 4
+    registry.retire(contexts[1])
+    assert registry.free_handle() == 4
+    registry.drop(contexts[1])
+    assert registry.free_handle() == 2
+    assert ContextRegistry().free_handle() == 1
+
+
+def test_clearing_forgets_everything():
+    registry = registry_of(context(key(1), 1), context(key(2, extra_key="a"), 2))
+    registry.clear()
+    assert len(registry) == 0
+    assert registry.find(packed(1), None, None) is None
+    assert registry.free_handle() == 1
+
+
+def test_every_change_changes_the_version_and_lookups_do_not():
+    registry, seen = ContextRegistry(), [0]
+    first, second = context(key(1), 1), context(key(2), 2)
+    steps = [
+        lambda: registry.publish(first),
+        lambda: registry.publish(second),
+        lambda: registry.retire(first),
+        lambda: registry.drop(first),
+        lambda: registry.drop(second),
+        registry.clear,
+    ]
+    for step in steps:
+        step()
+        registry.find(packed(1), None, None)
+        registry.free_handle()
+        seen.append(registry.version)
+    assert len(set(seen)) == len(steps) + 1
+
+
+def test_publishing_an_id_or_a_handle_that_is_in_use_is_refused_and_changes_nothing():
+    made = context(key(1), 1)
+    registry = registry_of(made)
+    version = registry.version
+    for again in (made, context(key(1), 2), context(key(2), 1)):
+        with pytest.raises(ValueError, match="is in use"):
+            registry.publish(again)
+    assert (list(registry), registry.version) == ([made], version)
+    assert registry.find(packed(1), None, None) is made
+
+
+def test_the_number_of_tokens_is_read_off_the_packed_key():
+    assert key(5, 6, 7).num_tokens == 3

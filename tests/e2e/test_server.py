@@ -1,0 +1,168 @@
+"""What a user of our server sees: memory, reports, refusals, chat, streams."""
+
+import json
+import urllib.request
+
+import pytest
+
+pytestmark = pytest.mark.server
+
+RATIO = 0.3
+
+
+def test_preparing_frees_exactly_n_minus_b_slots(adakv, workload):
+    document = workload.documents[0]
+    adakv.generate([*document, 1], 1)
+    plain = adakv.state()["pool"]["available"]
+    report = adakv.generate([*document, 1], 1, adakv={"compress": True, "keep_ratio": RATIO})["meta_info"][
+        "adakv"
+    ]
+    assert report["logical_tokens"] == len(document)
+    assert report["owned_slots"] == 180 and report["freed_slots"] == 420
+    assert 0 < report["retained_mass"] < 1
+    assert sum(map(sum, report["head_budgets"])) == 180 * 30 * 3
+    last_prompt_token = 1
+    assert adakv.state()["pool"]["available"] - plain == report["freed_slots"] + last_prompt_token
+    follow_up = workload.ask(adakv, workload.prompts[0], max_new_tokens=4)
+    suffix = len(workload.prompts[0]) - len(document) + 4 - 1
+    assert adakv.state()["pool"]["available"] - plain == report["freed_slots"] + last_prompt_token - suffix
+    assert follow_up["meta_info"]["adakv"]["context_id"] == report["context_id"]
+
+
+def test_a_small_pool_holds_a_second_document_only_compressed(servers, workload):
+    server = servers.get("--enable-adakv", "--max-total-tokens", "1000")
+    document, other = workload.documents
+    cached = {}
+    for wish in (None, {"compress": True, "keep_ratio": RATIO}):
+        server.call("/flush_cache", {})
+        server.generate([*document, 1], 1, adakv=wish)
+        server.generate([*other, 1], 1)
+        cached[wish is None] = server.generate([*document, 2], 1)["meta_info"]["cached_tokens"]
+    assert cached == {True: 0, False: len(document)}
+
+
+def test_a_copy_that_does_not_fit_is_served_exactly_and_told_so(servers, workload):
+    server = servers.get("--enable-adakv", "--max-total-tokens", "1000")
+    server.call("/flush_cache", {})
+    answer = server.generate([*workload.documents[0], 1], 1, adakv={"compress": True, "keep_ratio": 0.9})
+    report = answer["meta_info"]["adakv"]
+    assert report["compressed"] is False
+    assert "needs 540 token slots beside the 600 of the context itself" in report["reason"]
+    assert server.generate([*workload.documents[0], 2], 1)["meta_info"]["cached_tokens"] == 600
+
+
+@pytest.mark.parametrize(
+    ("wish", "words"),
+    [
+        ({"compress": True, "keep_ratio": 0}, "keep_ratio: expected a number in (0, 1], got 0"),
+        ({"compress": True, "keep_ratio": -1}, "keep_ratio: expected a number in (0, 1], got -1"),
+        ({"compress": True, "keep_ratio": 1.5}, "keep_ratio: expected a number in (0, 1], got 1.5"),
+        ({"compress": True, "keep_ratio": "x"}, "keep_ratio: expected a number in (0, 1], got 'x'"),
+        ({"compress": "yes"}, "compress: expected true or false"),
+        ({"compres": True}, "unknown compres; allowed: compress, keep_ratio"),
+        ("compress", "expected an object, got str"),
+    ],
+    ids=str,
+)
+def test_bad_options_are_answered_with_400_and_the_allowed_range(adakv, wish, words):
+    body = {"text": "Hello", "sampling_params": {"max_new_tokens": 1, "custom_params": {"adakv": wish}}}
+    status, answer = adakv.call("/generate", body)
+    assert status == 400
+    assert words in json.dumps(answer).replace('\\"', '"').replace("\\'", "'")
+
+
+def test_a_prompt_shorter_than_the_window_is_served_and_told_so(adakv):
+    answer = adakv.generate("Too short to compress.", 2, adakv={"compress": True})
+    report = answer["meta_info"]["adakv"]
+    assert report["compressed"] is False
+    assert "expected more than 36 (4 sinks + a window of 32)" in report["reason"]
+
+
+def test_an_aborted_preparation_leaves_the_pool_clean(adakv, workload):
+    body = {
+        "input_ids": [*workload.documents[0], 1],
+        "rid": "to-abort",
+        "stream": True,
+        "sampling_params": {
+            "max_new_tokens": 500,
+            "ignore_eos": True,
+            "custom_params": {"adakv": {"compress": True}},
+        },
+    }
+    request = urllib.request.Request(
+        adakv.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as stream:
+        stream.readline()
+        adakv.call("/abort_request", {"rid": "to-abort"})
+        stream.read()
+    assert adakv.state()["pool"]["protected"] == 0
+
+
+def test_flushing_forgets_contexts(adakv, workload):
+    workload.prepare(adakv, keep_ratio=RATIO)
+    assert len(adakv.state()["contexts"]) == 2
+    adakv.call("/flush_cache", {})
+    state = adakv.state()
+    assert state["contexts"] == [] and state["pool"]["available"] == state["pool"]["total"]
+    assert workload.ask(adakv, workload.prompts[0], 2)["meta_info"]["cached_tokens"] == 0
+
+
+def test_a_stream_reports_with_its_first_and_its_last_chunk(adakv, workload):
+    workload.prepare(adakv, keep_ratio=RATIO)
+    body = {
+        "input_ids": workload.prompts[0],
+        "stream": True,
+        "sampling_params": {"max_new_tokens": 6, "ignore_eos": True},
+    }
+    request = urllib.request.Request(
+        adakv.url + "/generate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=600) as stream:
+        lines = [line[6:] for line in stream if line.startswith(b"data: {")]
+    reports = [json.loads(line)["meta_info"].get("adakv") for line in lines]
+    assert len(reports) > 2
+    assert reports[0] == reports[-1] and reports[0]["logical_tokens"] == 600
+    assert not any(reports[1:-1])
+
+
+def chat(server, messages, wish=None, max_tokens=8):
+    body = {
+        "model": "m",
+        "messages": messages,
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "return_meta_info": True,
+    }
+    if wish is not None:
+        body["custom_params"] = {"adakv": wish}
+    return server.post("/v1/chat/completions", body)["choices"][0]["meta_info"]
+
+
+@pytest.mark.parametrize("role", ["system", "user"])
+def test_chat_prepares_up_to_the_message_that_the_request_names(adakv, workload, role):
+    text = workload.tokenizer.decode(workload.documents[1])
+    document = {"role": role, "content": text}
+    follow = [{"role": "assistant", "content": "I have read it."}] if role == "user" else []
+    first = [document, *follow, {"role": "user", "content": "Who ordains this?"}]
+    prepared = chat(adakv, first, {"compress": True, "keep_ratio": RATIO, "context_messages": 1})["adakv"]
+    assert prepared["compressed"] and prepared["logical_tokens"] >= 590
+    second = [document, *follow, {"role": "user", "content": "Of what does the Congress consist?"}]
+    used = chat(adakv, second)
+    assert used["adakv"]["context_id"] == prepared["context_id"]
+    assert used["cached_tokens"] >= prepared["logical_tokens"]
+
+
+def test_chat_prepares_all_messages_by_default(adakv, workload):
+    document = {"role": "system", "content": workload.tokenizer.decode(workload.documents[1])}
+    prepared = chat(adakv, [document], {"compress": True}, max_tokens=1)["adakv"]
+    assert prepared["compressed"]
+    assert chat(adakv, [document, {"role": "user", "content": "Why?"}])["adakv"]["compressed"]
+
+
+def test_chat_refuses_a_boundary_behind_its_last_message(adakv):
+    body = {"model": "m", "messages": [{"role": "user", "content": "Hi"}]}
+    body["custom_params"] = {"adakv": {"compress": True, "context_messages": 2}}
+    status, answer = adakv.call("/v1/chat/completions", body)
+    assert status == 400
+    assert "context_messages: expected 1 to 1, got 2" in json.dumps(answer)

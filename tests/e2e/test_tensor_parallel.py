@@ -1,0 +1,31 @@
+"""Two ranks on the CPU decide alike and answer as one rank does."""
+
+import pytest
+from workload import output_ids
+
+pytestmark = pytest.mark.server
+
+OPTIONS = ("--enable-adakv", "--tp", "2")
+BINDING = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
+PICKED = (0, 1, 10, 11)
+
+
+def test_two_ranks_give_the_tokens_of_one_at_keep_ratio_1(stock_answers, servers, workload):
+    server = servers.get(*OPTIONS, environment=BINDING)
+    reports = workload.prepare(server, keep_ratio=1.0)
+    assert all(report["compressed"] for report in reports)
+    answers = workload.ask_all(server, [workload.prompts[i] for i in PICKED])
+    assert output_ids(answers) == [stock_answers[0][i]["output_ids"] for i in PICKED]
+    assert all(answer["meta_info"]["cached_tokens"] >= 600 for answer in answers)
+
+
+def test_two_ranks_keep_their_ledgers_alike_at_keep_ratio_0_3(servers, workload):
+    server = servers.get(*OPTIONS, environment=BINDING)
+    server.call("/flush_cache", {})
+    reports = workload.prepare(server, keep_ratio=0.3)
+    assert [report["owned_slots"] for report in reports] == [180, 180]
+    answers = workload.ask_all(server, [workload.prompts[i] for i in PICKED], max_new_tokens=8)
+    assert all(answer["meta_info"]["cached_tokens"] == 600 for answer in answers)
+    pool = server.state()["pool"]
+    assert pool["held"] == 0 and pool["protected"] == 0
+    assert server.is_alive

@@ -1,0 +1,155 @@
+"""Any order of prepare, match, extend, retract, abort, evict and flush leaves the pool's ledger exact."""
+
+import os
+
+import hypothesis.strategies as st
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+from scheduler_bench import SchedulerBench
+
+STEPS = int(os.environ.get("ADAKV_FUZZ_STEPS", "10000"))
+STEPS_PER_EXAMPLE = 100
+
+DOCUMENTS = [
+    list(range(1000, 1030)),
+    list(range(1000, 1016)) + list(range(2000, 2024)),
+    list(range(3000, 3048)),
+]
+SCOPES = [{}, {"extra_key": "tenant"}, {"cache_salt": "salt"}]
+WISHES = [
+    None,
+    None,
+    {"compress": True},
+    {"compress": True, "keep_ratio": 1.0},
+    {"compress": True, "keep_ratio": 0.3},
+]
+
+
+CHUNKS = st.sampled_from([None, None, 3, 7, 16])
+
+
+class Ledger(RuleBasedStateMachine):
+    """Documents share beginnings; a few namespaces, ratios and a pool that is too small for everything."""
+
+    steps_taken = 0
+
+    def __init__(self):
+        super().__init__()
+        self.bench = SchedulerBench(pool_size=128, rows=4)
+
+    @rule(
+        document=st.sampled_from(DOCUMENTS),
+        cut=st.integers(0, 12),
+        question=st.lists(st.integers(1, 3), max_size=6),
+        scope=st.sampled_from(SCOPES),
+        wish=st.sampled_from(WISHES),
+        max_new_tokens=st.integers(1, 6),
+    )
+    def submit(self, document, cut, question, scope, wish, max_new_tokens):
+        """A whole document or a part of it, with or without a question, perhaps to be prepared."""
+        tokens = document[: len(document) - cut] + question
+        self.bench.submit(tokens, adakv=wish, max_new_tokens=max_new_tokens, **scope)
+
+    @rule(document=st.sampled_from(DOCUMENTS), keep_ratio=st.sampled_from([0.3, 0.6]), chunk=CHUNKS)
+    def prepare(self, document, keep_ratio, chunk):
+        """A document is prepared as far as the pool allows, while others run."""
+        wish = {"compress": True, "keep_ratio": keep_ratio}
+        self._start(self.bench.submit([*document, 1], adakv=wish, max_new_tokens=1), chunk, steps=20)
+
+    @rule(
+        document=st.sampled_from(DOCUMENTS),
+        question=st.lists(st.integers(1, 3), min_size=1, max_size=6),
+        chunk=CHUNKS,
+        steps=st.integers(0, 3),
+    )
+    def ask(self, document, question, chunk, steps):
+        """A question on a document starts to run."""
+        self._start(self.bench.submit(document + question, max_new_tokens=4), chunk, steps)
+
+    @precondition(lambda self: self.bench.waiting)
+    @rule(index=st.integers(0, 9))
+    def match(self, index):
+        self.bench.match(_pick(self.bench.waiting, index))
+
+    @precondition(lambda self: self.bench.waiting)
+    @rule(index=st.integers(0, 9), chunk=CHUNKS)
+    def admit(self, index, chunk):
+        self.bench.admit(_pick(self.bench.waiting, index), chunk)
+
+    @precondition(lambda self: self.bench.running)
+    @rule(index=st.integers(0, 9), chunk=CHUNKS)
+    def step(self, index, chunk):
+        self.bench.step(_pick(self.bench.running, index), chunk)
+
+    @precondition(lambda self: self.bench.running)
+    @rule(chunk=CHUNKS)
+    def step_all(self, chunk):
+        for req in list(self.bench.running):
+            if req in self.bench.running:
+                self.bench.step(req, chunk)
+
+    @precondition(lambda self: self.bench.running)
+    @rule(index=st.integers(0, 9))
+    def retract(self, index):
+        self.bench.retract(_pick(self.bench.running, index))
+
+    @precondition(lambda self: self.bench.waiting or self.bench.running)
+    @rule(index=st.integers(0, 9))
+    def abort(self, index):
+        self.bench.abort(_pick(self.bench.running + self.bench.waiting, index))
+
+    @rule(num_tokens=st.integers(1, 60))
+    def evict(self, num_tokens):
+        self.bench.evict(num_tokens)
+
+    @precondition(lambda self: not self.bench.running)
+    @rule(really=st.integers(0, 4))
+    def flush(self, really):
+        if really == 0:
+            self.bench.flush()
+
+    def _start(self, req, chunk, steps):
+        admitted = self.bench.admit(req, chunk)
+        while admitted and steps > 0 and req in self.bench.running:
+            self.bench.step(req, chunk)
+            self.bench.check()
+            steps -= 1
+
+    @invariant()
+    def ledger_is_exact(self):
+        type(self).steps_taken += 1
+        self.bench.check()
+
+    def teardown(self):
+        """Everything ends: no slot is lost, and evicting all gives the whole pool back."""
+        for req in list(self.bench.running):
+            self.bench.abort(req)
+        self.bench.tree.run_preparations()
+        self.bench.check()
+        self.bench.evict(self.bench.allocator.size)
+        assert self.bench.allocator.available_size() == self.bench.allocator.size
+        assert len(self.bench.contexts) == 0
+
+
+def test_every_sequence_of_events_keeps_the_ledger_exact():
+    options = settings(
+        max_examples=2 * STEPS // STEPS_PER_EXAMPLE,  # examples may end early
+        stateful_step_count=STEPS_PER_EXAMPLE,
+        deadline=None,
+        derandomize=True,
+        suppress_health_check=list(HealthCheck),
+        print_blob=True,
+    )
+    run_state_machine_as_test(Ledger, settings=options)
+    print(f"\n{Ledger.steps_taken} steps, every one audited")
+    assert Ledger.steps_taken >= STEPS
+
+
+def _pick(requests, index):
+    return requests[index % len(requests)]

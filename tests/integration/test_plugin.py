@@ -1,0 +1,145 @@
+"""Start-up: every seam is checked, and every refusal says in one line what to do."""
+
+import argparse
+import os
+import subprocess
+import sys
+
+import pytest
+
+from adakv_sglang.integration import compat
+from adakv_sglang.integration.options import _REQUIRED, from_cli_args, unsupported_options
+from adakv_sglang.integration.seams import HOOKS, SEAMS, Seam, preflight
+
+SELECTED = {"attention_backend": "adakv", "radix_cache_backend": "adakv"}
+
+
+def test_the_installed_sglang_has_every_seam():
+    assert preflight() == []
+
+
+def test_every_hook_has_a_handler():
+    for hook in HOOKS:
+        assert callable(hook.resolve()), hook.path
+
+
+def test_no_seam_is_listed_twice():
+    paths = [seam.path for seam in SEAMS]
+    assert len(paths) == len(set(paths))
+
+
+@pytest.mark.parametrize(
+    ("seam", "words"),
+    [
+        (
+            Seam("mem_cache.registry.gone", (), "keeps"),
+            ["sglang.srt.mem_cache.registry.gone", "missing", "keeps"],
+        ),
+        (Seam("no_such_module.x", (), "keeps"), ["sglang.srt.no_such_module.x", "missing"]),
+        (
+            Seam("mem_cache.registry.register_radix_cache_backend", ("name", "colour"), "keeps"),
+            ["register_radix_cache_backend", "parameter colour missing"],
+        ),
+    ],
+)
+def test_a_missing_or_changed_symbol_is_named(seam, words):
+    (line,) = preflight((seam,))
+    assert all(word in line for word in words)
+    assert "\n" not in line
+
+
+@pytest.mark.parametrize(
+    ("installed", "fits"), [("0.5.23", True), ("0.5.23.post1", True), ("0.5.24", False), ("0.6", False)]
+)
+def test_only_the_supported_series_is_accepted(monkeypatch, installed, fits):
+    monkeypatch.setattr(compat, "version", lambda _name: installed)
+    problem = compat.version_problem()
+    assert problem is None if fits else (f"got {installed}" in problem and "pip install" in problem)
+
+
+def test_a_plain_server_with_both_backends_has_nothing_unsupported():
+    assert unsupported_options(SELECTED.get) == []
+
+
+@pytest.mark.parametrize("option", [option for option, _, _ in _REQUIRED])
+def test_every_unsupported_option_is_named_with_what_was_expected(option):
+    values = {**SELECTED, option: "something else"}
+    (line,) = unsupported_options(values.get)
+    assert line.startswith(f"- --{option.replace('_', '-')}: ")
+    assert "'something else'" in line and "\n" not in line
+
+
+def test_environment_switches_that_change_slots_are_named(monkeypatch):
+    monkeypatch.setenv("SGLANG_RADIX_FORCE_MISS", "1")
+    (line,) = unsupported_options(SELECTED.get)
+    assert "SGLANG_RADIX_FORCE_MISS" in line
+
+
+def test_one_flag_stands_for_both_backends():
+    arguments = argparse.Namespace(enable_adakv=True, attention_backend=None, radix_cache_backend=None)
+    from_cli_args(lambda cls, args: None, object, arguments)
+    assert (arguments.attention_backend, arguments.radix_cache_backend) == ("adakv", "adakv")
+
+
+def test_the_flag_does_not_override_another_choice():
+    arguments = argparse.Namespace(enable_adakv=True, attention_backend="triton", radix_cache_backend=None)
+    with pytest.raises(SystemExit, match="--attention-backend beside it, got 'triton'"):
+        from_cli_args(lambda cls, args: None, object, arguments)
+
+
+def test_without_the_flag_nothing_is_changed():
+    arguments = argparse.Namespace(enable_adakv=False, attention_backend="triton", radix_cache_backend=None)
+    from_cli_args(lambda cls, args: None, object, arguments)
+    assert (arguments.attention_backend, arguments.radix_cache_backend) == ("triton", None)
+
+
+REGISTER = """
+import sys
+sys.argv = ["server", *{arguments!r}]
+from adakv_sglang.integration import plugin
+{patch}
+plugin.register()
+from sglang.srt.layers.attention.attention_registry import ATTENTION_BACKENDS
+from sglang.srt.plugins.hook_registry import HookRegistry
+print("hooks:", len(HookRegistry._hooks))
+try:
+    ATTENTION_BACKENDS["adakv"](None)
+except Exception as error:
+    print(type(error).__name__, error)
+"""
+OLD = "plugin.version_problem = lambda: 'SGLang 0.5.23 expected, got 0.5.17'"
+
+
+def register(*arguments, patch="", **environment):
+    """Run the entry point in a process of its own; returns its exit status and all it printed."""
+    code = REGISTER.format(arguments=list(arguments), patch=patch)
+    variables = {**os.environ, "SGLANG_USE_CPU_ENGINE": "1", **environment}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=variables, check=False
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_registering_installs_the_hooks_of_the_main_process():
+    status, output = register("--enable-adakv")
+    assert status == 0, output
+    assert f"hooks: {sum(hook.role == 'main' for hook in HOOKS)}" in output
+
+
+def test_a_wrong_version_stops_a_server_that_asked_for_us():
+    status, output = register("--enable-adakv", patch=OLD)
+    assert status == 1
+    assert output.strip().splitlines()[-1] == "adakv-sglang: SGLang 0.5.23 expected, got 0.5.17"
+
+
+def test_a_wrong_version_leaves_other_servers_alone_and_refuses_when_selected():
+    status, output = register("--port", "1", patch=OLD)
+    assert status == 0, output
+    assert "hooks: 0" in output
+    assert "SeamError adakv-sglang: SGLang 0.5.23 expected, got 0.5.17" in output
+
+
+def test_a_bad_configuration_stops_the_start_with_the_allowed_range():
+    status, output = register("--enable-adakv", ADAKV_SGLANG_CONFIG='{"keep_ratio": 3}')
+    assert status == 1
+    assert "ADAKV_SGLANG_CONFIG: keep_ratio: expected a number in (0, 1], got 3" in output

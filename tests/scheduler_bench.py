@@ -1,0 +1,298 @@
+"""A scheduler driven by hand over SGLang's real tree, pools, allocator and allocation code.
+
+Stands in for the scheduler's loop and the model alone (no weights, random K, V and queries), so that thousands
+of steps take seconds. Every step ends with the host's own conservation formula and our recount of all slots.
+"""
+
+from array import array
+from types import SimpleNamespace
+
+import torch
+from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
+from sglang.srt.managers.scheduler_components.pool_stats_observer import kv_private_tokens
+from sglang.srt.mem_cache.allocation import alloc_for_extend, alloc_token_slots
+from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
+from sglang.srt.mem_cache.base_prefix_cache import EvictParams
+from sglang.srt.mem_cache.cache_init_params import CacheInitParams
+from sglang.srt.mem_cache.common import checkpoint_kv_cache, match_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
+from sglang.srt.mem_cache.unified_cache.components import ComponentType
+from sglang.srt.sampling.sampling_params import SamplingParams
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.integration.audit import audit_slots
+from adakv_sglang.integration.full_component import AdaKVFullComponent
+from adakv_sglang.integration.pool import lane_pool, one_allocation
+from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.request_state import RequestStates
+
+LAYERS, HEADS, DIM = 2, 2, 4
+CONFIG = AdaKVConfig(window=4, sinks=1, kernel_size=3, keep_ratio=0.5, debug_checks=True)
+
+
+def make_pool(size):
+    """A pool of `size` token slots in one allocation."""
+    original = MHATokenToKVPool._create_buffers_normal
+    MHATokenToKVPool._create_buffers_normal = lambda pool: one_allocation(original, pool)
+    try:
+        return MHATokenToKVPool(size, 1, torch.float32, HEADS, DIM, LAYERS, "cpu", enable_memory_saver=False)
+    finally:
+        MHATokenToKVPool._create_buffers_normal = original
+
+
+class SchedulerBench:
+    """waiting: matched at most. running: hold rows. in_prefill: running, with a forward of the prompt in flight."""
+
+    def __init__(self, pool_size=96, rows=6, config=CONFIG):
+        self.pool = make_pool(pool_size)
+        self.rows = ReqToTokenPool(rows, 256, "cpu", enable_memory_saver=False)
+        self.allocator = TokenToKVPoolAllocator(pool_size, torch.float32, "cpu", self.pool, need_sort=False)
+        self.contexts = ContextRegistry()
+        self.states = RequestStates()
+        params = CacheInitParams(
+            disable=False,
+            req_to_token_pool=self.rows,
+            token_to_kv_pool_allocator=self.allocator,
+            page_size=1,
+            tree_components=(ComponentType.FULL,),
+            component_registry_override={ComponentType.FULL: AdaKVFullComponent},
+        )
+        lanes = lane_pool(self.pool)
+        self.tree = AdaKVRadixCache(
+            params, config=config, contexts=self.contexts, states=self.states, pool=lanes
+        )
+        self.waiting, self.running, self.finished, self.in_prefill = [], [], [], set()
+        self.count = 0
+
+    # -- requests ---------------------------------------------------------------------------------
+
+    def submit(self, tokens, *, max_new_tokens=2, extra_key=None, cache_salt=None, adakv=None):
+        """A request arrives and waits."""
+        self.count += 1
+        custom = {"adakv": adakv} if adakv is not None else None
+        params = SamplingParams(max_new_tokens=max_new_tokens, custom_params=custom)
+        ids = array("q", tokens)
+        req = Req(f"r{self.count}", "", ids, params, extra_key=extra_key, cache_salt=cache_salt)
+        self.waiting.append(req)
+        return req
+
+    def match(self, req):
+        """The scheduling policy looks at a waiting request; it may do so any number of times."""
+        req.refresh_fill_ids()
+        limit = req._compute_max_prefix_len(len(req.full_untruncated_fill_ids))
+        return match_kv_cache(req, self.tree, req.full_untruncated_fill_ids, max_prefix_len=limit)
+
+    def admit(self, req, chunk=None):
+        """Give a waiting request its row and slots for its prompt, or for a first chunk; False if it does not fit."""
+        req.init_next_round_input(self.tree)
+        total = len(req.full_untruncated_fill_ids)
+        req.lock = self.tree.lock(req.last_node)
+        end = total if chunk is None else min(total, req.prefix_len + max(1, chunk))
+        room = self.allocator.available_size() + self.tree.evictable_size()
+        if room < end - req.prefix_len or not self.rows.free_slots:
+            self.tree.unlock(req.lock)
+            req.lock = None
+            return False
+        self.waiting.remove(req)
+        self.running.append(req)
+        self._extend(req, end)
+        return True
+
+    def step(self, req, chunk=None):
+        """One forward and its result: the next chunk of a prompt, or one more token."""
+        if req in self.in_prefill:
+            if self._prefill_result(req):
+                self._next_chunk(req, chunk)
+        elif self._fits(1):
+            self._decode(req)
+        else:
+            self.retract(req)
+
+    def retract(self, req):
+        """Take a running request's memory back; it waits again."""
+        release_kv_cache(req, self.tree, checkpoint=False)
+        req.reset_for_retract()
+        self.running.remove(req)
+        self.in_prefill.discard(req)
+        self.waiting.append(req)
+
+    def abort(self, req):
+        """The client went away."""
+        if req in self.waiting:
+            self.waiting.remove(req)
+            return
+        req.finished_reason = FINISH_ABORT("client went away")
+        self._finish(req)
+
+    def evict(self, num_tokens):
+        """Somebody needs room."""
+        self.tree.evict_for_alloc(EvictParams(num_tokens=num_tokens))
+
+    def flush(self):
+        """`/flush_cache`; SGLang allows it only without running requests."""
+        if not self.running:
+            self.tree.reset()
+            self.rows.req_to_token.zero_()
+            self.allocator.clear()
+
+    def run(self, req, chunk=None):
+        """From waiting to finished."""
+        assert self.admit(req, chunk), "the request does not fit"
+        while req in self.running:
+            self.step(req, chunk)
+        assert req in self.finished, "the request was retracted"
+        return req
+
+    # -- the scheduler's inner steps --------------------------------------------------------------
+
+    def _next_chunk(self, req, chunk):
+        end = len(req.full_untruncated_fill_ids)
+        end = end if chunk is None else min(end, req.prefix_len + max(1, chunk))
+        if self._fits(end - req.prefix_len):
+            self._extend(req, end)
+        else:
+            self.retract(req)
+
+    def _extend(self, req, end):
+        req.extend_end = end
+        self.in_prefill.add(req)
+        start = req.prefix_len
+        batch = SimpleNamespace(  # what alloc_for_extend reads of a ScheduleBatch
+            reqs=[req],
+            req_to_token_pool=self.rows,
+            tree_cache=self.tree,
+            device="cpu",
+            prefix_lens=[start],
+            extend_lens=[end - start],
+            extend_num_tokens=end - start,
+            seq_lens=torch.tensor([end]),
+            seq_lens_cpu=torch.tensor([end]),
+            hisparse_coordinator=None,
+            maybe_evict_swa=lambda: None,
+            is_dllm=lambda: False,
+        )
+        slots, _, _ = alloc_for_extend(batch)
+        self._compute(req, start, end, slots)
+
+    def _compute(self, req, start, end, slots):
+        """In place of the model: fill the new slots, and keep the queries of a window."""
+        self._fill(req, start, end, slots)
+        state = self.states.of(req)
+        if state is None or state.order is None:
+            return
+        capture = state.order.capture
+        low, high = max(start, capture.start), min(end, capture.end)
+        for layer in range(LAYERS if low < high else 0):
+            capture.store(layer, low, torch.randn(high - low, 2 * HEADS, DIM), DIM**-0.5)
+
+    def _fill(self, req, start, end, slots):
+        """K says where it belongs, (layer, head, position, token); V is its negative."""
+        tokens = torch.tensor(req.full_untruncated_fill_ids[start:end])
+        for layer in range(LAYERS):
+            for head in range(HEADS):
+                mark = torch.stack([torch.full_like(tokens, layer), torch.full_like(tokens, head)])
+                mark = torch.cat([mark, torch.arange(start, end)[None], tokens[None]]).T.float()
+                self.pool.k_buffer[layer][slots, head] = mark
+                self.pool.v_buffer[layer][slots, head] = -mark
+
+    def _prefill_result(self, req):
+        """Process a forward of the prompt; True if more of it is to come."""
+        more = req.extend_end < len(req.full_untruncated_fill_ids)
+        self.in_prefill.discard(req)
+        self.allocator.free_group_begin()
+        if not more:
+            req.output_ids.append(7)
+            self._maybe_finish(req)
+        if req in self.running:
+            checkpoint_kv_cache(req, self.tree)
+        self.allocator.free_group_end()
+        self.tree.run_preparations()  # as our output streamer does
+        self.tree.flush_pending_backups()
+        if more:
+            req.init_next_round_input()
+        return more
+
+    def _decode(self, req):
+        slot = alloc_token_slots(self.tree, 1)
+        position = req.kv.kv_committed_len
+        self.rows.write((req.kv.req_pool_idx, position), slot.to(torch.int32))
+        req.refresh_fill_ids()
+        self._fill(req, position, position + 1, slot)
+        req.kv.kv_allocated_len += 1
+        req.kv.kv_committed_len += 1
+        self.allocator.free_group_begin()
+        req.output_ids.append(7)
+        self._maybe_finish(req)
+        self.allocator.free_group_end()
+        self.tree.flush_pending_backups()
+
+    def _maybe_finish(self, req):
+        if len(req.output_ids) >= req.sampling_params.max_new_tokens:
+            req.finished_reason = FINISH_LENGTH(len(req.output_ids))
+            self._finish(req)
+
+    def _finish(self, req):
+        release_kv_cache(req, self.tree, checkpoint=True)
+        self.running.remove(req)
+        self.in_prefill.discard(req)
+        self.finished.append(req)
+        if self.allocator.free_group is None:
+            self.tree.flush_pending_backups()
+
+    def _fits(self, num_tokens):
+        return self.allocator.available_size() + self.tree.evictable_size() >= num_tokens
+
+    # -- what must hold ---------------------------------------------------------------------------
+
+    def check(self):
+        """The host's formula, our recount, and that running requests own what nobody else does."""
+        private = sum(kv_private_tokens(req.kv, 1) for req in self.running)
+        parts = (self.allocator.available_size(), self.tree.evictable_size(), self.tree.protected_size())
+        assert sum(parts) + private == self.allocator.size, (*parts, private, self.allocator.size)
+        audit_slots(self.tree)
+        held = [self._private_slots(req) for req in self.running]
+        taken = torch.cat([torch.empty(0, dtype=torch.int32), *held]).tolist()
+        assert len(set(taken)) == len(taken) and 0 not in taken, "two requests own the same slot"
+        free = set(self.allocator.get_all_free_pages().tolist())
+        assert not free & set(taken), "a running request's slot is in the free list"
+        for req in self.running:
+            self._check_row(req)
+        for context in self.contexts:
+            self._check_pages(context)
+        if not self.running:
+            self.tree.sanity_check()
+
+    def _check_row(self, req):
+        """A request reads what belongs to its tokens: its context's placeholders, then exact K of its own path."""
+        state = self.states.of(req)
+        kept = state.context.prefix.num_tokens if state.context else 0
+        row = self.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_committed_len].long()
+        assert not row[:kept].any(), "a compressed prefix must consist of placeholders"
+        if state.context:
+            assert req.extra_key == state.context.namespace and state.context in list(self.contexts)
+        tokens = torch.tensor(req.full_untruncated_fill_ids[kept : len(row)], dtype=torch.float32)
+        for layer in range(LAYERS):
+            for head in range(HEADS):
+                mark = self.pool.k_buffer[layer][row[kept:], head]
+                assert torch.equal(mark[:, 3], tokens), "a row leads to another token's K"
+                assert torch.equal(mark[:, 2], torch.arange(kept, len(row)).float())
+
+    def _check_pages(self, context):
+        """Every lane of a context holds a token of that layer, head and context, V beside K."""
+        tokens = torch.frombuffer(bytearray(context.key.tokens), dtype=torch.int64).float()
+        pages, kv = context.prefix.pages, self.tree.pool.kv
+        for layer in range(LAYERS):
+            bounds = pages.of_layer(layer).tolist()
+            for head, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+                lanes = pages.lanes[start:end].long()
+                mark = kv[lanes]
+                assert (mark[:, 0] == layer).all() and (mark[:, 1] == head).all(), "a lane of another head"
+                position = mark[:, 2].long()
+                assert (position.diff() > 0).all() and torch.equal(tokens[position], mark[:, 3])
+                assert torch.equal(kv[lanes + self.tree.pool.geometry.value_offset], -mark)
+
+    def _private_slots(self, req):
+        return self.rows.req_to_token[
+            req.kv.req_pool_idx, req.kv.cache_protected_len : req.kv.kv_allocated_len
+        ]

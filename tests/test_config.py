@@ -1,0 +1,247 @@
+"""Settings and request options: what is accepted, and the words of every refusal."""
+
+import json
+
+import pytest
+
+from adakv_sglang import AdaKVConfig, ConfigError, ContextRequest
+from adakv_sglang.config import CONFIG_VARIABLE
+
+FIELDS = "keep_ratio, allocator, alpha, window, pooling, kernel_size, sinks, debug_checks"
+OPTIONS = "compress, keep_ratio, allocator, alpha, context_tokens, context_messages"
+NAN = float("nan")
+GOOD = {
+    "keep_ratio": [1e-9, 0.5, 1.0, 1],
+    "allocator": ["adakv", "uniform"],
+    "alpha": [0, 0.0, 0.2, 1],
+    "window": [1, 32, 1024],
+    "pooling": ["max", "mean", "none"],
+    "kernel_size": [1, 7, 101],
+    "sinks": [0, 4, 4096],
+    "debug_checks": [True, False],
+}
+BAD = {
+    "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
+    "allocator": (["", "AdaKV", "pyramid", None, 3, ["adakv"]], "one of adakv, uniform"),
+    "alpha": ([-0.1, 1.1, NAN, "0.2", None, False], "a number in [0, 1]"),
+    "window": ([0, -1, 1025, 32.0, "32", None, True], "a whole number in [1, 1024]"),
+    "pooling": (["", "avg", None, 1], "one of max, mean, none"),
+    "kernel_size": ([0, -1, 103, 7.0, "7", True], "a whole number in [1, 101]"),
+    "sinks": ([-1, 4097, 4.0, "4", None, False], "a whole number in [0, 4096]"),
+    "debug_checks": ([0, 1, "true", None], "true or false"),
+}
+BAD_CASES = [(name, value, allowed) for name, (values, allowed) in BAD.items() for value in values]
+
+
+def refusal(build, *args, **kwargs):
+    with pytest.raises(ConfigError) as error:
+        build(*args, **kwargs)
+    return str(error.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [(name, value) for name in GOOD for value in GOOD[name]])
+def test_values_up_to_the_bounds_are_accepted(name, value):
+    assert getattr(AdaKVConfig(**{name: value}), name) == value
+
+
+@pytest.mark.parametrize(("name", "value", "allowed"), BAD_CASES)
+def test_a_bad_value_is_named_with_what_is_allowed(name, value, allowed):
+    assert refusal(AdaKVConfig, **{name: value}) == f"{name}: expected {allowed}, got {value!r}"
+
+
+@pytest.mark.parametrize("kernel_size", [2, 8, 100])
+def test_an_even_kernel_size_is_refused(kernel_size):
+    assert (
+        refusal(AdaKVConfig, kernel_size=kernel_size)
+        == f"kernel_size: expected an odd number, got {kernel_size}"
+    )
+
+
+def test_settings_cannot_be_changed_afterwards():
+    with pytest.raises(AttributeError):
+        AdaKVConfig().keep_ratio = 0.1
+
+
+def test_a_config_error_is_a_value_error():
+    assert issubclass(ConfigError, ValueError)
+
+
+def test_unknown_settings_are_listed_with_the_allowed_ones():
+    said = refusal(AdaKVConfig.from_mapping, {"ratio": 1, "alpha": 0.1, "Window": 3}, "my file")
+    assert said == f"my file: unknown Window, ratio; allowed: {FIELDS}"
+
+
+def test_a_bad_value_in_a_mapping_names_its_source():
+    said = refusal(AdaKVConfig.from_mapping, {"alpha": 2}, "my file")
+    assert said == "my file: alpha: expected a number in [0, 1], got 2"
+
+
+@pytest.mark.parametrize(
+    ("keep_ratio", "num_tokens", "slots"),
+    [
+        (0.5, 100, 50),
+        (0.5, 101, 51),
+        (0.2, 35, 7),
+        (0.1, 30, 3),
+        (1.0, 77, 77),
+        (0.29, 100, 29),
+        (0.07, 100, 7),
+    ],
+)
+def test_slots_are_the_share_rounded_up_and_float_noise_costs_none(keep_ratio, num_tokens, slots):
+    assert AdaKVConfig(keep_ratio=keep_ratio).num_slots(num_tokens) == slots
+
+
+def test_slots_never_exceed_the_tokens_and_grow_with_the_ratio():
+    slots = [AdaKVConfig(keep_ratio=percent / 100).num_slots(97) for percent in range(1, 101)]
+    assert slots == sorted(slots)
+    assert (slots[0], slots[-1]) == (1, 97)
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "works"), [(36, False), (37, False), (70, False), (71, True), (1000, True)]
+)
+def test_a_context_must_hold_more_than_what_is_always_kept(num_tokens, works):
+    assert (AdaKVConfig(keep_ratio=0.5).obstacle(num_tokens) is None) == works
+
+
+@pytest.mark.parametrize(("num_tokens", "works"), [(0, False), (36, False), (37, True)])
+def test_with_keep_ratio_one_any_longer_context_works(num_tokens, works):
+    assert (AdaKVConfig(keep_ratio=1.0).obstacle(num_tokens) is None) == works
+
+
+def test_an_obstacle_says_how_much_is_missing_and_what_to_do():
+    assert AdaKVConfig().obstacle(36) == (
+        "the context has 36 tokens; expected more than 36 (4 sinks + a window of 32); send a longer context"
+    )
+    assert AdaKVConfig(keep_ratio=0.1).obstacle(100) == (
+        "keep_ratio 0.1 of 100 tokens is 10 slots, fewer than the 36 tokens always kept "
+        "(4 sinks + a window of 32); raise keep_ratio or send a longer context"
+    )
+
+
+@pytest.mark.parametrize("text", [None, "", "  \n"])
+def test_without_the_variable_the_defaults_hold(monkeypatch, text):
+    monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
+    if text is not None:
+        monkeypatch.setenv(CONFIG_VARIABLE, text)
+    assert AdaKVConfig.from_environment() == AdaKVConfig()
+
+
+def test_the_variable_may_hold_json_or_name_a_file_of_it(monkeypatch, tmp_path):
+    want, text = AdaKVConfig(alpha=0.5, window=8), ' {"alpha": 0.5, "window": 8}\n'
+    (tmp_path / "adakv.json").write_text(text)
+    for setting in (text, str(tmp_path / "adakv.json")):
+        monkeypatch.setenv(CONFIG_VARIABLE, setting)
+        assert AdaKVConfig.from_environment() == want
+
+
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        ('{"alpha": }', f"{CONFIG_VARIABLE}: not valid JSON (Expecting value"),
+        ('{"alpha": 2}', f"{CONFIG_VARIABLE}: alpha: expected a number in [0, 1], got 2"),
+        ('{"alpha": NaN}', f"{CONFIG_VARIABLE}: alpha: expected a number in [0, 1], got nan"),
+        ('{"beta": 2}', f"{CONFIG_VARIABLE}: unknown beta; allowed: {FIELDS}"),
+    ],
+)
+def test_bad_json_or_settings_are_refused_inline_and_in_a_file(monkeypatch, tmp_path, content, says):
+    (tmp_path / "adakv.json").write_text(content)
+    for setting in (content, str(tmp_path / "adakv.json")):
+        monkeypatch.setenv(CONFIG_VARIABLE, setting)
+        assert refusal(AdaKVConfig.from_environment).startswith(says)
+
+
+@pytest.mark.parametrize(("content", "kind"), [("[1, 2]", "list"), ("3", "int"), ("null", "NoneType")])
+def test_a_file_of_json_that_is_no_object_is_refused(monkeypatch, tmp_path, content, kind):
+    (tmp_path / "adakv.json").write_text(content)
+    monkeypatch.setenv(CONFIG_VARIABLE, str(tmp_path / "adakv.json"))
+    assert refusal(AdaKVConfig.from_environment) == f"{CONFIG_VARIABLE}: expected a JSON object, got {kind}"
+
+
+@pytest.mark.parametrize("text", ["/no/such/file.json", "[1, 2]", "."])
+def test_what_is_neither_an_object_nor_a_file_is_refused(monkeypatch, text):
+    monkeypatch.setenv(CONFIG_VARIABLE, text)
+    said = refusal(AdaKVConfig.from_environment)
+    assert said.startswith(f"{CONFIG_VARIABLE}: expected inline JSON or a readable UTF-8 file, got {text!r}")
+
+
+@pytest.mark.parametrize("params", [None, 3, "adakv", [], {}, {"other": 1}])
+def test_requests_that_do_not_ask_for_anything_give_none(params):
+    assert ContextRequest.from_custom_params(params) is None
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"compress": True},
+        {"compress": True, "keep_ratio": 1, "alpha": 0, "allocator": "uniform"},
+        {"context_tokens": 1, "context_messages": 2**31 - 1},
+        {"keep_ratio": None, "context_tokens": None},
+    ],
+)
+def test_good_options_are_taken_over(options):
+    parsed = ContextRequest.from_custom_params({"adakv": options, "other": "ignored"})
+    assert parsed == ContextRequest(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        *[
+            ({"keep_ratio": bad}, f"keep_ratio: expected a number in (0, 1], got {bad!r}")
+            for bad in (0, -1, 1.5, "x", True)
+        ],
+        *[
+            ({"alpha": bad}, f"alpha: expected a number in [0, 1], got {bad!r}")
+            for bad in (-1, 1.5, "x", True)
+        ],
+        *[({"compress": bad}, f"compress: expected true or false, got {bad!r}") for bad in (1, "yes", None)],
+        ({"allocator": "x"}, "allocator: expected one of adakv, uniform, got 'x'"),
+        *[
+            ({name: bad}, f"{name}: expected a whole number in [1, 2147483647], got {bad!r}")
+            for name in ("context_tokens", "context_messages")
+            for bad in (0, -1, 2**31, 1.0, "1", True)
+        ],
+        ({"window": 3, "Compress": True}, f"unknown Compress, window; allowed: {OPTIONS}"),
+        (True, "expected an object, got bool"),
+        (None, "expected an object, got NoneType"),
+        ([], "expected an object, got list"),
+    ],
+)
+def test_bad_options_are_named_with_what_is_allowed(options, says):
+    said = refusal(ContextRequest.from_custom_params, {"adakv": options})
+    assert said == f'custom_params["adakv"]: {says}'
+
+
+def test_a_request_overrides_only_what_it_names():
+    server = AdaKVConfig(keep_ratio=0.3, alpha=0.7, window=8, pooling="mean")
+    assert ContextRequest().configure(server) == server
+    asked = ContextRequest(keep_ratio=0.9, allocator="uniform").configure(server)
+    assert asked == AdaKVConfig(keep_ratio=0.9, allocator="uniform", alpha=0.7, window=8, pooling="mean")
+    assert ContextRequest(alpha=0).configure(server).alpha == 0
+
+
+def test_the_variable_is_read_again_at_every_call(monkeypatch):
+    for alpha in (0.1, 0.9):
+        monkeypatch.setenv(CONFIG_VARIABLE, json.dumps({"alpha": alpha}))
+        assert AdaKVConfig.from_environment().alpha == alpha
+
+
+def test_equal_settings_have_equal_representations():
+    assert repr(AdaKVConfig(keep_ratio=1, alpha=-0.0)) == repr(AdaKVConfig(keep_ratio=1.0, alpha=0))
+
+
+@pytest.mark.parametrize("text", ["x" * 5000, "/"], ids=["no path at all", "a folder"])
+def test_an_unreadable_configuration_says_what_was_expected(monkeypatch, text):
+    monkeypatch.setenv("ADAKV_SGLANG_CONFIG", text)
+    with pytest.raises(ConfigError, match="expected inline JSON or a readable UTF-8 file"):
+        AdaKVConfig.from_environment()
+
+
+def test_a_configuration_file_may_start_with_a_byte_order_mark(monkeypatch, tmp_path):
+    path = tmp_path / "settings.json"
+    path.write_bytes(b'\xef\xbb\xbf{"sinks": 2}')
+    monkeypatch.setenv("ADAKV_SGLANG_CONFIG", str(path))
+    assert AdaKVConfig.from_environment().sinks == 2

@@ -1,0 +1,119 @@
+"""Who may import whom, how long files and functions may be, and that importing changes nothing."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("adakv_sglang", "adakv_kernels")
+# What each part may import beside the standard library: a module, or anything below it. None: anything.
+MAY_IMPORT = {
+    "kernels/adakv_kernels": ["torch", "triton", "adakv_kernels"],
+    "adakv_sglang/__init__.py": ["adakv_sglang.config"],
+    "adakv_sglang/config.py": [],
+    "adakv_sglang/core": ["torch", "adakv_kernels", "adakv_sglang.config", "adakv_sglang.core"],
+    "adakv_sglang/control": [
+        "fastapi",
+        "pydantic",
+        "prometheus_client",
+        "torch",
+        "adakv_sglang.config",
+        "adakv_sglang.core",
+        "adakv_sglang.control",
+    ],
+    "adakv_sglang/integration": None,
+}
+MAX_FILE, MAX_FUNCTION, MAX_JITTED = 300, 40, 90
+
+FILES = sorted(
+    path.relative_to(ROOT).as_posix()
+    for folder in ("adakv_sglang", "kernels")
+    for path in (ROOT / folder).rglob("*.py")
+)
+# Everything that can be imported without SGLang, imported in a fresh process between two looks at it.
+NO_EFFECT = """
+import importlib, logging, os, sys, torch
+def look():
+    return (
+        {name: id(value) for name, value in vars(torch).items() if name in known},
+        {name: id(value) for name, value in vars(torch.Tensor).items()},
+        torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+        torch.get_rng_state().tolist(), torch.cuda.is_initialized(),
+        dict(os.environ), list(sys.path), list(logging.root.handlers), logging.root.level,
+        sys.excepthook, list(sys.meta_path),
+    )
+known = set(vars(torch))
+before, loaded = look(), set(sys.modules)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+assert look() == before, "importing changed something"
+new = {name.split(".")[0] for name in set(sys.modules) - loaded}
+assert not new & {"sglang", "fastapi", "transformers"}, new
+"""
+
+
+def part_of(file):
+    """The line of the table that a file falls under."""
+    found = [part for part in MAY_IMPORT if file == part or file.startswith(part + "/")]
+    assert len(found) == 1, f"{file}: no part of the layering; say in MAY_IMPORT what it may import"
+    return found[0]
+
+
+def imported_modules(file):
+    """Names of all modules that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{file}: relative import in line {node.lineno}; name the package"
+            yield node.module
+
+
+def is_within(module, allowed):
+    return any(module == name or module.startswith(name + ".") for name in allowed)
+
+
+def test_the_table_covers_files_that_exist():
+    assert len(FILES) > 30
+    assert {part_of(file) for file in FILES} >= set(MAY_IMPORT) - {"adakv_sglang/control"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_imports_only_what_its_layer_may(file):
+    allowed = MAY_IMPORT[part_of(file)]
+    if allowed is None:
+        return
+    outside = {name for name in imported_modules(file) if name.split(".")[0] not in sys.stdlib_module_names}
+    assert not (wrong := {name for name in outside if not is_within(name, allowed)}), (
+        f"{file} imports {wrong}"
+    )
+
+
+def test_only_the_integration_imports_sglang():
+    users = {part_of(file) for file in FILES if any(is_within(n, ["sglang"]) for n in imported_modules(file))}
+    assert users == {"adakv_sglang/integration"}
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_files_and_functions_are_short(file):
+    text = (ROOT / file).read_text(encoding="utf-8")
+    assert (lines := len(text.splitlines())) <= MAX_FILE, f"{file}: {lines} lines"
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            jitted = any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+            length = node.end_lineno - node.lineno + 1
+            assert length <= (MAX_JITTED if jitted else MAX_FUNCTION), (
+                f"{file}: {node.name} has {length} lines"
+            )
+
+
+def test_importing_config_core_and_kernels_has_no_effect_on_torch_or_the_process():
+    quiet = [file for file in FILES if MAY_IMPORT[part_of(file)] is not None]
+    names = [Path(file.removeprefix("kernels/")).with_suffix("") for file in quiet]
+    modules = [".".join(name.parts).removesuffix(".__init__") for name in names]
+    assert {"adakv_sglang.core.pipeline", "adakv_kernels", "adakv_sglang.config"} <= set(modules)
+    done = subprocess.run([sys.executable, "-c", NO_EFFECT, *modules], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,49 @@
+"""The exported names are exactly these; a change here is a change of the interface."""
+
+import importlib
+
+import pytest
+
+EXPORTED = {
+    "adakv_sglang": ["AdaKVConfig", "ConfigError", "ContextRequest", "__version__"],
+    "adakv_kernels": [
+        "AttentionState",
+        "copy_lanes_",
+        "merge_states",
+        "prefix_attention",
+        "suffix_attention",
+        "window_scores",
+    ],
+    "adakv_sglang.core": [
+        "CompactionPlan",
+        "CompressedPrefix",
+        "Context",
+        "ContextKey",
+        "ContextRegistry",
+        "HeadBudgets",
+        "KeptTokens",
+        "LaneGeometry",
+        "LanePool",
+        "PageLists",
+        "Scores",
+        "WindowQueries",
+        "allocate_budgets",
+        "compact_",
+        "compress_prefix",
+        "lay_out_pages",
+        "plan_compaction",
+        "score_window",
+        "select_tokens",
+    ],
+}
+
+
+@pytest.mark.parametrize("module", EXPORTED)
+def test_a_package_exports_exactly_the_agreed_names(module):
+    assert importlib.import_module(module).__all__ == EXPORTED[module]
+
+
+@pytest.mark.parametrize(("module", "name"), [(m, name) for m, names in EXPORTED.items() for name in names])
+def test_every_exported_name_exists_and_says_what_it_is(module, name):
+    value = getattr(importlib.import_module(module), name)
+    assert isinstance(value, str) or value.__doc__.strip()
