@@ -67,13 +67,13 @@ class SchedulerBench:
 
     # -- requests ---------------------------------------------------------------------------------
 
-    def submit(self, tokens, *, max_new_tokens=2, extra_key=None, cache_salt=None, adakv=None):
+    def submit(self, tokens, *, max_new_tokens=2, adakv=None, **scope):
         """A request arrives and waits."""
         self.count += 1
         custom = {"adakv": adakv} if adakv is not None else None
         params = SamplingParams(max_new_tokens=max_new_tokens, custom_params=custom)
         ids = array("q", tokens)
-        req = Req(f"r{self.count}", "", ids, params, extra_key=extra_key, cache_salt=cache_salt)
+        req = Req(f"r{self.count}", "", ids, params, **scope)
         self.waiting.append(req)
         return req
 

@@ -29,28 +29,6 @@ def test_preparing_frees_exactly_n_minus_b_slots(adakv, workload):
     assert follow_up["meta_info"]["adakv"]["context_id"] == report["context_id"]
 
 
-def test_a_small_pool_holds_a_second_document_only_compressed(servers, workload):
-    server = servers.get("--enable-adakv", "--max-total-tokens", "1000")
-    document, other = workload.documents
-    cached = {}
-    for wish in (None, {"compress": True, "keep_ratio": RATIO}):
-        server.call("/flush_cache", {})
-        server.generate([*document, 1], 1, adakv=wish)
-        server.generate([*other, 1], 1)
-        cached[wish is None] = server.generate([*document, 2], 1)["meta_info"]["cached_tokens"]
-    assert cached == {True: 0, False: len(document)}
-
-
-def test_a_copy_that_does_not_fit_is_served_exactly_and_told_so(servers, workload):
-    server = servers.get("--enable-adakv", "--max-total-tokens", "1000")
-    server.call("/flush_cache", {})
-    answer = server.generate([*workload.documents[0], 1], 1, adakv={"compress": True, "keep_ratio": 0.9})
-    report = answer["meta_info"]["adakv"]
-    assert report["compressed"] is False
-    assert "needs 540 token slots beside the 600 of the context itself" in report["reason"]
-    assert server.generate([*workload.documents[0], 2], 1)["meta_info"]["cached_tokens"] == 600
-
-
 @pytest.mark.parametrize(
     ("wish", "words"),
     [

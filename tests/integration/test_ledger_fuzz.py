@@ -21,7 +21,7 @@ DOCUMENTS = [
     list(range(1000, 1016)) + list(range(2000, 2024)),
     list(range(3000, 3048)),
 ]
-SCOPES = [{}, {"extra_key": "tenant"}, {"cache_salt": "salt"}]
+SCOPES = [{}, {"extra_key": "tenant"}, {"cache_salt": "salt"}, {"lora_id": "adapter"}]
 WISHES = [
     None,
     None,

@@ -61,7 +61,9 @@ def test_a_request_that_matches_only_a_part_stays_on_the_plain_path(prepared, to
     assert cached == 0  # the plain path was released
 
 
-@pytest.mark.parametrize("scope", [{"extra_key": "tenant"}, {"cache_salt": "salt"}], ids=str)
+@pytest.mark.parametrize(
+    "scope", [{"extra_key": "tenant"}, {"cache_salt": "salt"}, {"lora_id": "adapter"}], ids=str
+)
 def test_a_request_from_another_namespace_never_touches_the_context(prepared, scope):
     assert ask(prepared, [*DOCUMENT, 5], **scope) == (None, 0)
 
