@@ -4,6 +4,7 @@ import torch
 
 from adakv_kernels.checks import check_integer, check_shape
 from adakv_kernels.copy_lanes.reference import copy_lanes_reference_
+from adakv_kernels.launch import use_triton
 
 
 def copy_lanes_(
@@ -21,4 +22,9 @@ def copy_lanes_(
     check_integer("destination", destination)
     check_shape("source", source, ("n",))
     check_shape("destination", destination, (source.shape[0],))
+    if use_triton(kv):
+        from adakv_kernels.copy_lanes.kernel import copy_lanes_triton_
+
+        copy_lanes_triton_(kv, source, destination, value_offset)
+        return
     copy_lanes_reference_(kv, source, destination, value_offset)

@@ -2,24 +2,37 @@
 
 import torch
 
-from adakv_kernels.checks import check_groups, check_shape
+from adakv_kernels.checks import check_groups, check_integer, check_shape
+from adakv_kernels.launch import use_triton
 from adakv_kernels.window_scores.reference import window_scores_reference
 
 
-def window_scores(query: torch.Tensor, key: torch.Tensor, *, scaling: float) -> torch.Tensor:
+def window_scores(
+    query: torch.Tensor, key: torch.Tensor, *, scaling: float, slots: torch.Tensor | None = None
+) -> torch.Tensor:
     """Mean attention probability of the window queries on every key, per KV head.
 
     The window is the last W of the N tokens; a query sees keys up to its own position
     (SnapKV, arXiv 2404.14469, section 4; softmax over all keys as in the authors' code).
 
-    query: `[W, HQ, D]`, with positional encoding applied. key: `[N, H, D]`, likewise; W <= N.
+    query: `[W, HQ, D]`, with positional encoding applied; W <= N. key: `[rows, H, D]`, likewise, of which the
+    rows `slots` (int32 or int64 `[N]`) are the tokens in order; without `slots` all rows are.
     scaling: factor on the dot products, usually D ** -0.5.
     Returns float32 `[H, N]`, mean over the window and over the query group; every row sums to 1.
-    Raises ValueError for shapes that do not fit together.
+    On CUDA no temporary is larger than the result. Raises ValueError or TypeError for arguments that do not fit.
     """
     check_shape("query", query, ("W", "HQ", "D"))
     check_shape("key", key, ("N", "H", query.shape[2]))
     check_groups(query.shape[1], key.shape[1])
-    if not 1 <= query.shape[0] <= key.shape[0]:
-        raise ValueError(f"window: expected 1 to {key.shape[0]} queries, got {query.shape[0]}")
-    return window_scores_reference(query, key, scaling)
+    if slots is not None:
+        check_shape("slots", slots, ("N",))
+        check_integer("slots", slots)
+    num_tokens = key.shape[0] if slots is None else slots.shape[0]
+    if not 1 <= query.shape[0] <= num_tokens:
+        raise ValueError(f"window: expected 1 to {num_tokens} queries, got {query.shape[0]}")
+    if use_triton(key):
+        from adakv_kernels.window_scores.kernel import window_scores_triton
+
+        slots = torch.arange(num_tokens, device=key.device) if slots is None else slots
+        return window_scores_triton(query, key, slots, scaling)
+    return window_scores_reference(query, key if slots is None else key[slots.long()], scaling)

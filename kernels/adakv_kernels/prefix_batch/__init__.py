@@ -1,0 +1,84 @@
+"""Adds the compressed contexts of a whole batch to its suffix states: decode and extend alike."""
+
+import math
+
+import torch
+
+from adakv_kernels.checks import check_shape
+from adakv_kernels.prefix_batch.layout import BatchLayout, lay_out_batch
+from adakv_kernels.prefix_batch.tables import PrefixTables
+
+__all__ = ["BatchLayout", "PrefixTables", "add_prefix_", "lay_out_batch"]
+
+
+def add_prefix_(
+    out: torch.Tensor,
+    lse_base2: torch.Tensor,
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    tables: PrefixTables,
+    *,
+    layer: int,
+    value_offset: int,
+    scaling: float,
+) -> None:
+    """Merge, in place, the attention over each row's context into the state that it has so far.
+
+    Two launches with a fixed grid, no host synchronisation, safe to capture in a CUDA graph. Rows that share
+    a context are computed together, so that each kept lane is read once for up to `tables.tokens_per_tile`
+    of them. Rows without a context are left as they are.
+
+    out: `[T, HQ, D]`, bf16, fp16 or float32. lse_base2: float32 `[T, HQ]`, base 2 as FlashInfer gives it.
+    query: `[T, HQ, D]`. kv: `[num_lanes, D]`, same type as query. tables: of this batch; T rows at most.
+    Raises ValueError for shapes that do not fit the tables. Source: two-level attention merged by LSE,
+    as in cascade inference; the equal division of the key axis follows Stream-K (arXiv 2301.03598).
+    """
+    num_heads, group, head_dim = tables.num_heads, tables.query_group, tables.head_dim
+    check_shape("query", query, ("T", num_heads * group, head_dim))
+    check_shape("out", out, tuple(query.shape))
+    check_shape("lse_base2", lse_base2, tuple(query.shape[:2]))
+    check_shape("kv", kv, ("num_lanes", head_dim))
+    if query.shape[0] > tables.max_rows or not 0 <= layer < tables.num_layers:
+        raise ValueError(
+            f"tables: expected at most {tables.max_rows} rows and a layer below {tables.num_layers}, "
+            f"got {query.shape[0]} and {layer}"
+        )
+    if query.stride(2) != 1 or out.stride(2) != 1 or lse_base2.stride(1) != 1 or not kv.is_contiguous():
+        raise ValueError("query, out, lse_base2, kv: expected a contiguous last dimension")
+    _launch(out, lse_base2, query, kv, tables, layer, value_offset, scaling)
+
+
+def _launch(
+    out: torch.Tensor,
+    lse: torch.Tensor,
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    tables: PrefixTables,
+    layer: int,
+    value_offset: int,
+    scaling: float,
+) -> None:
+    from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
+
+    tile, t = tables.tile, tables
+    shape = {"G": t.query_group, "D": t.head_dim, "CAPACITY": t.capacity, "QUERIES": tile.queries}
+    shape["BLOCK_D"] = 1 << (t.head_dim - 1).bit_length()
+    chunks, pieces = t.chunks[layer], (t.piece_out, t.piece_lse)
+    of_layer = (chunks, t.start_tile[layer], t.tile_lanes[layer], t.tile_length[layer])
+    of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
+    strides = (out.stride(0), out.stride(1), lse.stride(0))
+    numbers = (value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides)
+    add_prefix_kernel[(t.programs,)](
+        *(out, lse, query, kv, *of_layer, *of_batch, *pieces, *numbers),
+        **shape,
+        KEYS=tile.keys,
+        KEYS_FIRST=tile.keys_first,
+        num_warps=tile.num_warps,
+        num_stages=tile.num_stages,
+    )
+    merge_pieces_kernel[(query.shape[0], query.shape[1])](
+        *(out, lse, t.row_tile, t.row_stride, t.row_place, chunks, *pieces, t.programs, *strides),
+        **shape,
+        PIECES=8,
+        num_warps=1,
+    )

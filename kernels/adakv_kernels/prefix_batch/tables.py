@@ -1,0 +1,146 @@
+"""A batch's layout and page lists on the device, at addresses that never change."""
+
+from collections.abc import Sequence
+
+import torch
+
+from adakv_kernels.launch import Tile, num_programs, prefix_tile, shared_bytes
+from adakv_kernels.prefix_batch.layout import lay_out_batch
+
+
+class PrefixTables:
+    """What the kernels read instead of arguments: written between batches, read by captured graphs.
+
+    One buffer of int64 and one of int32 hold everything that the host writes: a new batch costs two copies; what the layers need is worked out from it on the device, once for all of them.
+
+    max_rows: query rows of a batch. max_entries: contexts in it. query_group: query heads per KV head.
+    rows_per_context: query rows that share a context, typically; more are split over several tiles.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        max_entries: int,
+        num_layers: int,
+        num_heads: int,
+        query_group: int,
+        head_dim: int,
+        dtype: torch.dtype,
+        rows_per_context: int,
+        device: torch.device,
+    ) -> None:
+        self.num_layers, self.num_heads, self.query_group = num_layers, num_heads, query_group
+        self.head_dim, self.dtype, self.device = head_dim, dtype, device
+        self.tile: Tile = prefix_tile(rows_per_context * query_group, head_dim, shared_bytes(device))
+        self.tokens_per_tile = self.tile.queries // query_group
+        if self.tokens_per_tile == 0:
+            raise ValueError(
+                f"query heads per KV head: expected at most {self.tile.queries}, got {query_group}"
+            )
+        worst = (max_entries + max_rows // self.tokens_per_tile) * num_heads
+        self.max_rows, self.max_entries = max_rows, max_entries
+        self.capacity = max(16, 1 << (worst - 1).bit_length())  # tiles, a power of two
+        self.programs = num_programs(device, self.tile)
+        self._allocate()
+
+    def _allocate(self) -> None:
+        rows, tiles = self.max_rows, self.capacity
+        self._sizes = {
+            "num_tiles": 1,
+            "tokens": rows,
+            "row_tile": rows,
+            "row_stride": rows,
+            "row_place": rows,
+        }
+        self._sizes |= dict.fromkeys(("tile_entry", "tile_head", "tile_first", "tile_count"), tiles)
+        self._integers = torch.zeros(sum(self._sizes.values()), dtype=torch.int32, device=self.device)
+        self._views = self._cut(self._integers)
+        self.pages = torch.zeros(self.max_entries, 2, dtype=torch.int64, device=self.device)
+        self.chunks = self._per_layer(self.capacity + 1)
+        self.start_tile = self._per_layer(self.programs)
+        self.tile_length = self._per_layer(self.capacity)
+        self.tile_lanes = self._per_layer(self.capacity, torch.int64)
+        self.piece_out = torch.empty(2 * self.programs, self.tile.queries, self.head_dim, device=self.device)
+        self.piece_lse = torch.empty(2 * self.programs, self.tile.queries, device=self.device)
+        self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    def _cut(self, integers: torch.Tensor) -> dict[str, torch.Tensor]:
+        parts = torch.split(integers, list(self._sizes.values()))
+        return dict(zip(self._sizes, parts, strict=True))
+
+    def _per_layer(self, size: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
+        return torch.zeros(self.num_layers, size, dtype=dtype, device=self.device)
+
+    def __getattr__(self, name: str) -> torch.Tensor:
+        views = self.__dict__.get("_views", {})
+        if name not in views:
+            raise AttributeError(name)
+        found: torch.Tensor = views[name]
+        return found
+
+    @property
+    def num_bytes(self) -> int:
+        """Device memory held."""
+        tensors = [value for value in vars(self).values() if isinstance(value, torch.Tensor)]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+    def load(
+        self,
+        entries: Sequence[tuple[torch.Tensor, torch.Tensor]],
+        groups: Sequence[Sequence[int]],
+        num_rows: int,
+    ) -> None:
+        """Describe a batch: for each context its page lists `(indptr, lanes)`, int32, and its query rows.
+
+        Runs on the current stream, ordered before what follows on it, without waiting for it. Keeps the page
+        lists alive until the next load. Raises ValueError if the batch exceeds what the tables were made for.
+        """
+        layout = lay_out_batch(groups, num_rows, self.num_heads, self.tokens_per_tile)
+        num_tiles = len(layout.tile_entry)
+        if num_rows > self.max_rows or len(entries) > self.max_entries or num_tiles > self.capacity:
+            raise ValueError(
+                f"batch: expected at most {self.max_rows} rows and {self.max_entries} contexts, "
+                f"got {num_rows} and {len(entries)}"
+            )
+        pinned = (
+            self.device.type == "cuda"
+        )  # fresh each time: the copy may still be under way at the next load
+        integers = torch.zeros(len(self._integers), dtype=torch.int32, pin_memory=pinned)
+        host = self._cut(integers)
+        host["row_tile"].fill_(-1)
+        host["num_tiles"].fill_(num_tiles)
+        for name in self._sizes.keys() - {"num_tiles"}:
+            values: torch.Tensor = getattr(layout, name)
+            host[name][: len(values)] = values
+        self._integers.copy_(integers, non_blocking=True)
+        if entries:
+            addresses = [[indptr.data_ptr(), lanes.data_ptr()] for indptr, lanes in entries]
+            pages = torch.tensor(addresses, dtype=torch.int64, pin_memory=pinned)
+            self.pages[: len(entries)].copy_(pages, non_blocking=True)
+        self._held = list(entries)
+        self._describe()
+
+    def clear(self) -> None:
+        """Describe a batch without contexts."""
+        self.load([], [], 0)
+
+    def _describe(self) -> None:
+        from adakv_kernels.prefix_batch.kernel import describe_tiles_kernel, find_starts_kernel
+
+        describe_tiles_kernel[(self.num_layers,)](
+            self.pages,
+            self.tile_entry,
+            self.tile_head,
+            self.num_tiles,
+            self.chunks,
+            self.tile_lanes,
+            self.tile_length,
+            self.num_heads,
+            CAPACITY=self.capacity,
+            KEYS=self.tile.keys,
+        )
+        block = max(1, 4096 // self.capacity)
+        find_starts_kernel[(self.num_layers, -(-self.programs // block))](
+            self.chunks, self.start_tile, self.programs, CAPACITY=self.capacity, BLOCK=block
+        )

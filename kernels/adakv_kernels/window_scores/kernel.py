@@ -1,0 +1,107 @@
+"""`window_scores` in Triton: two passes over the keys, nothing of size window x tokens in memory."""
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+ROWS, KEYS, SPLITS = 128, 64, 16
+
+
+@triton.jit
+def _logits(
+    p_query, p_key, p_slots, i_h, i_m, o_n, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Scaled dot products `[ROWS, KEYS]` in base 2 of a tile of window queries, -inf where hidden or outside."""
+    o_m = i_m * ROWS + tl.arange(0, ROWS)
+    o_d = tl.arange(0, BLOCK_D)
+    m_d = o_d < D
+    m_m = o_m < window * G
+    m_n = o_n < num_tokens
+    p_q = p_query + (o_m // G)[:, None] * stride_q + (i_h * G + o_m % G)[:, None] * stride_h + o_d[None, :]
+    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+    b_slot = tl.load(p_slots + o_n, mask=m_n, other=0).to(tl.int64)
+    p_k = p_key + b_slot[None, :] * stride_k + i_h * stride_kh + o_d[:, None]
+    b_k = tl.load(p_k, mask=m_d[:, None] & m_n[None, :], other=0.0)
+    seen = o_n[None, :] <= (num_tokens - window + o_m // G)[:, None]
+    return tl.where(seen & m_m[:, None] & m_n[None, :], tl.dot(b_q, b_k) * scale_log2, float("-inf"))
+
+
+@triton.jit
+def window_lse_kernel(
+    p_query, p_key, p_slots, p_max, p_sum, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Maximum and sum of exponentials of every window query over one split of the keys."""
+    i_h, i_m, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    per_split = tl.cdiv(tl.cdiv(num_tokens, KEYS), SPLITS) * KEYS
+    b_max = tl.full([ROWS], float("-inf"), tl.float32)
+    b_sum = tl.zeros([ROWS], tl.float32)
+    for i_n in range(i_s * per_split, tl.minimum((i_s + 1) * per_split, num_tokens), KEYS):
+        b_s = _logits(
+            p_query, p_key, p_slots, i_h, i_m, i_n + tl.arange(0, KEYS), num_tokens, window, scale_log2,
+            stride_q, stride_h, stride_k, stride_kh, G, D, ROWS, BLOCK_D,
+        )  # fmt: skip
+        b_new = tl.maximum(b_max, tl.max(b_s, 1))
+        b_base = tl.where(b_new == float("-inf"), 0.0, b_new)
+        b_sum = b_sum * tl.exp2(b_max - b_base) + tl.sum(tl.exp2(b_s - b_base[:, None]), 1)
+        b_max = b_new
+    o = ((i_h * tl.num_programs(1) + i_m) * SPLITS + i_s) * ROWS + tl.arange(0, ROWS)
+    tl.store(p_max + o, b_max)
+    tl.store(p_sum + o, b_sum)
+
+
+@triton.jit
+def window_mass_kernel(
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Mean probability of one block of keys over all window queries of a KV head."""
+    i_h = tl.program_id(0)
+    o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_mass = tl.zeros([KEYS], tl.float32)
+    for i_m in range(0, row_tiles):
+        o_part = (
+            (i_h * row_tiles + i_m) * SPLITS * ROWS
+            + tl.arange(0, SPLITS)[:, None] * ROWS
+            + tl.arange(0, ROWS)
+        )
+        b_max = tl.load(p_max + o_part)  # [SPLITS, ROWS]
+        b_top = tl.max(b_max, 0)
+        b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
+        b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
+        b_s = _logits(
+            p_query, p_key, p_slots, i_h, i_m, o_n, num_tokens, window, scale_log2,
+            stride_q, stride_h, stride_k, stride_kh, G, D, ROWS, BLOCK_D,
+        )  # fmt: skip
+        b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
+        b_mass += tl.sum(b_p, 0)
+    out = b_mass / (window * G)
+    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, out, mask=o_n < num_tokens)
+
+
+def window_scores_triton(
+    query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """See `window_scores`. Extra memory: two floats per window query, KV head and split, and the result."""
+    window, num_q_heads, head_dim = query.shape
+    num_heads, num_tokens = key.shape[1], slots.shape[0]
+    group = num_q_heads // num_heads
+    row_tiles = triton.cdiv(window * group, ROWS)
+    partial = torch.empty(2, num_heads * row_tiles * SPLITS * ROWS, dtype=torch.float32, device=key.device)
+    out = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=key.device)
+    keys = KEYS if head_dim <= 128 else 32
+    common = {"G": group, "D": head_dim, "ROWS": ROWS, "KEYS": keys, "SPLITS": SPLITS, "num_warps": 8}
+    common["BLOCK_D"] = max(16, 1 << (head_dim - 1).bit_length())
+    strides = (query.stride(0), query.stride(1), key.stride(0), key.stride(1))
+    scale, inputs = scaling / math.log(2.0), (query, key, slots, partial[0], partial[1])
+    window_lse_kernel[(num_heads, row_tiles, SPLITS)](*inputs, num_tokens, window, scale, *strides, **common)
+    window_mass_kernel[(num_heads, triton.cdiv(num_tokens, keys))](
+        *inputs, out, num_tokens, window, row_tiles, scale, *strides, **common
+    )
+    return out
