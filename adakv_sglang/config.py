@@ -131,6 +131,14 @@ class ContextRequest:
             if (value := getattr(self, name)) is not None:
                 _check_integer(name, value, low, 2**31 - 1)
         self.configure(AdaKVConfig())
+        self._check_combination()
+
+    def _check_combination(self) -> None:
+        given = [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
+        if given and not self.compress:
+            raise ConfigError(f"{', '.join(given)}: expected compress: true beside it")
+        if self.context_tokens is not None and self.context_messages is not None:
+            raise ConfigError("context_tokens, context_messages: expected one of them, got both")
 
     def configure(self, config: AdaKVConfig) -> AdaKVConfig:
         """The server's settings with this request's overrides; raise ConfigError if out of range."""

@@ -8,26 +8,32 @@ from array import array
 from types import SimpleNamespace
 
 import torch
+from bench_checks import DIM, HEADS, LAYERS, check_ledger
 from sglang.srt.managers.schedule_batch import FINISH_ABORT, FINISH_LENGTH, Req
-from sglang.srt.managers.scheduler_components.pool_stats_observer import kv_private_tokens
 from sglang.srt.mem_cache.allocation import alloc_for_extend, alloc_token_slots
 from sglang.srt.mem_cache.allocator.token import TokenToKVPoolAllocator
 from sglang.srt.mem_cache.base_prefix_cache import EvictParams
 from sglang.srt.mem_cache.cache_init_params import CacheInitParams
-from sglang.srt.mem_cache.common import checkpoint_kv_cache, match_kv_cache, release_kv_cache
+from sglang.srt.mem_cache.common import (
+    checkpoint_kv_cache,
+    match_kv_cache,
+    release_kv_cache,
+    touch_waiting_prefix,
+)
 from sglang.srt.mem_cache.memory_pool import MHATokenToKVPool, ReqToTokenPool
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 from sglang.srt.sampling.sampling_params import SamplingParams
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import ContextRegistry
-from adakv_sglang.integration.audit import audit_slots
 from adakv_sglang.integration.full_component import AdaKVFullComponent
 from adakv_sglang.integration.pool import lane_pool, one_allocation
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.request_state import RequestStates
 
-LAYERS, HEADS, DIM = 2, 2, 4
+DOCUMENT = list(range(100, 140))
+N = len(DOCUMENT)
+COMPRESS = {"compress": True}
 CONFIG = AdaKVConfig(window=4, sinks=1, kernel_size=3, keep_ratio=0.5, debug_checks=True)
 
 
@@ -63,7 +69,7 @@ class SchedulerBench:
             params, config=config, contexts=self.contexts, states=self.states, pool=lanes
         )
         self.waiting, self.running, self.finished, self.in_prefill = [], [], [], set()
-        self.count = 0
+        self.count, self.cached_tokens = 0, {}  # tokens that a request found when it was first admitted
 
     # -- requests ---------------------------------------------------------------------------------
 
@@ -96,6 +102,7 @@ class SchedulerBench:
             return False
         self.waiting.remove(req)
         self.running.append(req)
+        self.cached_tokens.setdefault(req.rid, req.prefix_len)
         self._extend(req, end)
         return True
 
@@ -124,6 +131,10 @@ class SchedulerBench:
             return
         req.finished_reason = FINISH_ABORT("client went away")
         self._finish(req)
+
+    def touch(self, req):
+        """The scheduling policy refreshes a waiting request's path, with whatever namespace it came with."""
+        touch_waiting_prefix(req, self.tree)
 
     def evict(self, num_tokens):
         """Somebody needs room."""
@@ -243,56 +254,13 @@ class SchedulerBench:
     def _fits(self, num_tokens):
         return self.allocator.available_size() + self.tree.evictable_size() >= num_tokens
 
-    # -- what must hold ---------------------------------------------------------------------------
-
     def check(self):
-        """The host's formula, our recount, and that running requests own what nobody else does."""
-        private = sum(kv_private_tokens(req.kv, 1) for req in self.running)
-        parts = (self.allocator.available_size(), self.tree.evictable_size(), self.tree.protected_size())
-        assert sum(parts) + private == self.allocator.size, (*parts, private, self.allocator.size)
-        audit_slots(self.tree)
-        held = [self._private_slots(req) for req in self.running]
-        taken = torch.cat([torch.empty(0, dtype=torch.int32), *held]).tolist()
-        assert len(set(taken)) == len(taken) and 0 not in taken, "two requests own the same slot"
-        free = set(self.allocator.get_all_free_pages().tolist())
-        assert not free & set(taken), "a running request's slot is in the free list"
-        for req in self.running:
-            self._check_row(req)
-        for context in self.contexts:
-            self._check_pages(context)
-        if not self.running:
-            self.tree.sanity_check()
+        """What must hold after every step; see bench_checks."""
+        check_ledger(self)
 
-    def _check_row(self, req):
-        """A request reads what belongs to its tokens: its context's placeholders, then exact K of its own path."""
-        state = self.states.of(req)
-        kept = state.context.prefix.num_tokens if state.context else 0
-        row = self.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_committed_len].long()
-        assert not row[:kept].any(), "a compressed prefix must consist of placeholders"
-        if state.context:
-            assert req.extra_key == state.context.namespace and state.context in list(self.contexts)
-        tokens = torch.tensor(req.full_untruncated_fill_ids[kept : len(row)], dtype=torch.float32)
-        for layer in range(LAYERS):
-            for head in range(HEADS):
-                mark = self.pool.k_buffer[layer][row[kept:], head]
-                assert torch.equal(mark[:, 3], tokens), "a row leads to another token's K"
-                assert torch.equal(mark[:, 2], torch.arange(kept, len(row)).float())
 
-    def _check_pages(self, context):
-        """Every lane of a context holds a token of that layer, head and context, V beside K."""
-        tokens = torch.frombuffer(bytearray(context.key.tokens), dtype=torch.int64).float()
-        pages, kv = context.prefix.pages, self.tree.pool.kv
-        for layer in range(LAYERS):
-            bounds = pages.of_layer(layer).tolist()
-            for head, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
-                lanes = pages.lanes[start:end].long()
-                mark = kv[lanes]
-                assert (mark[:, 0] == layer).all() and (mark[:, 1] == head).all(), "a lane of another head"
-                position = mark[:, 2].long()
-                assert (position.diff() > 0).all() and torch.equal(tokens[position], mark[:, 3])
-                assert torch.equal(kv[lanes + self.tree.pool.geometry.value_offset], -mark)
-
-    def _private_slots(self, req):
-        return self.rows.req_to_token[
-            req.kv.req_pool_idx, req.kv.cache_protected_len : req.kv.kv_allocated_len
-        ]
+def ask(bench, tokens, **options):
+    """Run a request to its end; returns the context that it used and how many tokens it found in the cache."""
+    req = bench.run(bench.submit(tokens, **options))
+    bench.check()
+    return bench.states.of(req).context, bench.cached_tokens[req.rid]

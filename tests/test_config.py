@@ -177,7 +177,8 @@ def test_requests_that_do_not_ask_for_anything_give_none(params):
         {},
         {"compress": True},
         {"compress": True, "keep_ratio": 1, "alpha": 0, "allocator": "uniform"},
-        {"context_tokens": 1, "context_messages": 2**31 - 1},
+        {"compress": True, "context_tokens": 1},
+        {"compress": True, "context_messages": 2**31 - 1},
         {"keep_ratio": None, "context_tokens": None},
     ],
 )
@@ -205,6 +206,11 @@ def test_good_options_are_taken_over(options):
             for bad in (0, -1, 2**31, 1.0, "1", True)
         ],
         ({"window": 3, "Compress": True}, f"unknown Compress, window; allowed: {OPTIONS}"),
+        ({"keep_ratio": 0.3, "alpha": 0.1}, "keep_ratio, alpha: expected compress: true beside it"),
+        (
+            {"compress": True, "context_tokens": 5, "context_messages": 1},
+            "context_tokens, context_messages: expected one of them, got both",
+        ),
         (True, "expected an object, got bool"),
         (None, "expected an object, got NoneType"),
         ([], "expected an object, got list"),
@@ -218,9 +224,9 @@ def test_bad_options_are_named_with_what_is_allowed(options, says):
 def test_a_request_overrides_only_what_it_names():
     server = AdaKVConfig(keep_ratio=0.3, alpha=0.7, window=8, pooling="mean")
     assert ContextRequest().configure(server) == server
-    asked = ContextRequest(keep_ratio=0.9, allocator="uniform").configure(server)
+    asked = ContextRequest(compress=True, keep_ratio=0.9, allocator="uniform").configure(server)
     assert asked == AdaKVConfig(keep_ratio=0.9, allocator="uniform", alpha=0.7, window=8, pooling="mean")
-    assert ContextRequest(alpha=0).configure(server).alpha == 0
+    assert ContextRequest(compress=True, alpha=0).configure(server).alpha == 0
 
 
 def test_the_variable_is_read_again_at_every_call(monkeypatch):

@@ -60,9 +60,9 @@ class LanePool:
         if tuple(self.kv.shape) != expected:
             raise ValueError(f"kv: expected shape {list(expected)}, got {list(self.kv.shape)}")
 
-    def keys(self, layer: int, slots: torch.Tensor) -> torch.Tensor:
-        """K of all heads of one layer at the token `slots` `[n]`: `[n, H, D]`, a copy."""
+    def keys(self, layer: int) -> torch.Tensor:
+        """K of one layer as the host sees it, `[rows, H, D]`, a view."""
         geometry = self.geometry
         start = layer * 2 * geometry.value_offset
         keys = self.kv[start : start + geometry.value_offset]
-        return keys.view(geometry.rows, geometry.num_heads, geometry.head_dim)[slots.long()]
+        return keys.view(geometry.rows, geometry.num_heads, geometry.head_dim)

@@ -31,7 +31,7 @@ def compress_prefix(
         )
     kept = []
     for layer, (query, scaling) in enumerate(zip(queries.query, queries.scaling, strict=True)):
-        scores = score_window(layer, query, pool.keys(layer, source_slots), scaling, config)
+        scores = score_window(layer, query, pool.keys(layer), scaling, config, source_slots)
         budgets = allocate_budgets(scores, owned_slots.numel(), config)
         kept.append(select_tokens(scores, budgets, config))
     pages = lay_out_pages(kept, owned_slots, pool.geometry)

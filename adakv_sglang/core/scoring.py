@@ -9,16 +9,21 @@ from adakv_sglang.core.types import Scores
 
 
 def score_window(
-    layer: int, query: torch.Tensor, key: torch.Tensor, scaling: float, config: AdaKVConfig
+    layer: int,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    scaling: float,
+    config: AdaKVConfig,
+    slots: torch.Tensor | None = None,
 ) -> Scores:
     """Score every token of a layer by the attention that the window pays to it.
 
-    query: `[W, HQ, D]`, the last W tokens. key: `[N, H, D]`. Softmax over all keys, mean over the
-    window and the query group, then pooling over the positions before the window (SnapKV,
+    query: `[W, HQ, D]`, the last W tokens. key: `[N, H, D]`, or the pool's `[rows, H, D]` of which the rows
+    `slots` `[N]` are the tokens. Softmax over all keys, mean over the window and the query group, then pooling over the positions before the window (SnapKV,
     arXiv 2404.14469, section 4; Ada-KV, arXiv 2407.11550, as in the authors' code). The window's
     own scores stay unpooled; selection keeps those tokens in any case.
     """
-    mass = window_scores(query, key, scaling=scaling)
+    mass = window_scores(query, key, scaling=scaling, slots=slots)
     before = mass[:, : mass.shape[1] - query.shape[0]]
     pooled = _pool(before, config.pooling, config.kernel_size)
     return Scores(layer, torch.cat([pooled, mass[:, before.shape[1] :]], dim=1), mass)

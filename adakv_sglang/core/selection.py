@@ -1,14 +1,15 @@
 """Scores and head budgets to kept tokens."""
 
+from itertools import accumulate
+
 import torch
 
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.ranking import top_first
 from adakv_sglang.core.types import HeadBudgets, KeptTokens, Scores
 
 
 def select_tokens(scores: Scores, budgets: HeadBudgets, config: AdaKVConfig) -> KeptTokens:
-    """Keep each head's highest scores; sinks and window come first, inside the budget.
+    """Keep each head's highest scores; sinks and window come first, inside the budget. Ties go to the lower index.
 
     Raises ValueError if a budget is negative or exceeds the number of tokens.
     """
@@ -20,9 +21,10 @@ def select_tokens(scores: Scores, budgets: HeadBudgets, config: AdaKVConfig) -> 
     value = scores.value.clone()
     value[:, : config.sinks] = float("inf")
     value[:, num_tokens - config.window :] = float("inf")
-    kept = [top_first(row, budget).sort().values for row, budget in zip(value, budgets.tokens, strict=True)]
-    mass = torch.stack([row[index].sum() for row, index in zip(scores.mass, kept, strict=True)])
-    indptr = [0]
-    for budget in budgets.tokens:
-        indptr.append(indptr[-1] + budget)
-    return KeptTokens(scores.layer, tuple(indptr), torch.cat(kept), mass.clamp(max=1.0))
+    order = torch.sort(value, dim=1, descending=True, stable=True).indices
+    budget = torch.tensor(budgets.tokens, device=value.device).unsqueeze(1)
+    first = torch.arange(num_tokens, device=value.device) < budget  # [H, N], in the order of the scores
+    kept = torch.zeros_like(first).scatter_(1, order, first)
+    mass = torch.where(kept, scores.mass, 0.0).sum(dim=1)
+    indptr = (0, *accumulate(budgets.tokens))
+    return KeptTokens(scores.layer, indptr, kept.nonzero()[:, 1], mass.clamp(max=1.0))

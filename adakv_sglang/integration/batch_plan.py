@@ -67,7 +67,8 @@ def plan_batch(
     if not any(state is not None and (state.context or state.order) for state in states):
         return BatchPlan()
     rows = _rows(forward_batch, states)
-    captures = tuple(part for row in rows if (part := _capture(row)) is not None)
+    counts = [row.num_queries for row in rows]
+    captures = find_captures(states, counts, [row.seq_len - row.num_queries for row in rows])
     by_context: dict[int, list[_Row]] = {}
     for row in rows:
         if row.state is not None and row.state.context is not None:
@@ -81,8 +82,24 @@ def plan_batch(
     return BatchPlan(entries, captures, _tokens(plain), _plain_view(forward_batch, plain))
 
 
+def find_captures(
+    states: list[RequestState | None], counts: list[int], firsts: list[int]
+) -> tuple[CaptureRows, ...]:
+    """The windows that a batch computes, in part or whole; per row its queries and the first one's position."""
+    found, start = [], 0
+    for state, count, first in zip(states, counts, firsts, strict=False):
+        if state is not None and state.order is not None:
+            capture = state.order.capture
+            low, high = max(capture.start, first), min(capture.end, first + count)
+            if low < high:
+                found.append(CaptureRows(capture, start + low - first, start + high - first, low))
+        start += count
+    return tuple(found)
+
+
 def _rows(forward_batch: Any, states: list[RequestState | None]) -> list[_Row]:
     seq_lens = forward_batch.seq_lens.tolist()
+    states = states + [None] * (len(seq_lens) - len(states))  # rows behind the requests: beams, padding
     is_decode = forward_batch.forward_mode.is_decode_or_idle()
     counts = [1] * len(seq_lens) if is_decode else forward_batch.extend_seq_lens.tolist()
     rows, start = [], 0
@@ -90,17 +107,6 @@ def _rows(forward_batch: Any, states: list[RequestState | None]) -> list[_Row]:
         rows.append(_Row(index, start, count, seq_len, state))
         start += count
     return rows
-
-
-def _capture(row: _Row) -> CaptureRows | None:
-    if row.state is None or row.state.order is None:
-        return None
-    capture = row.state.order.capture
-    first = row.seq_len - row.num_queries  # position of the row's first query
-    low, high = max(capture.start, first), min(capture.end, row.seq_len)
-    if low >= high:
-        return None
-    return CaptureRows(capture, row.start + low - first, row.start + high - first, low)
 
 
 def _entry(rows: list[_Row], forward_batch: Any, req_to_token: torch.Tensor) -> ContextRows:

@@ -2,6 +2,8 @@
 
 import logging
 from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
@@ -33,10 +35,13 @@ class Compressor:
 
     def run(self, order: PrepareOrder) -> Context:
         """Compress, publish and insert; raise Refusal with nothing changed but evictions."""
-        if (existing := self._tree.contexts.recall(order.key, order.config)) is not None:
-            return existing
+        existing = self._tree.contexts.recall(order.key, order.config)
         plain = _radix_key(order.key, order.key.extra_key)
         match = self._tree.match_prefix(MatchPrefixParams(key=plain))
+        if existing is not None:  # two orders were under way: this one's exact copy is of no use either
+            if match.device_prefix_len == order.key.num_tokens:
+                self._tree.plain_paths.release_later(match.last_device_node)
+            return existing
         if match.device_prefix_len != order.key.num_tokens:
             raise Refusal("the context left the cache before it could be compressed; send it again")
         lock = self._tree.lock(match.last_device_node)
@@ -74,10 +79,26 @@ class Compressor:
     ) -> tuple[CompressedPrefix | None, str]:
         """Everything that may fail on one rank alone; whatever it is, the exact cache stays in use."""
         try:
-            return compress_prefix(order.capture.queries(), self._tree.pool, source, slots, order.config), ""
+            with self._on_forward_stream():
+                return compress_prefix(
+                    order.capture.queries(), self._tree.pool, source, slots, order.config
+                ), ""
         except Exception as error:
             logger.exception("compressing a context of %d tokens failed", order.key.num_tokens)
             return None, f"{type(error).__name__}: {error}"
+
+    @contextmanager
+    def _on_forward_stream(self) -> Iterator[None]:
+        """Read and write the pool after the batches in flight and before the next: on the stream they run on."""
+        forward = self._tree.forward_stream
+        if forward is None:
+            yield
+            return
+        current = torch.cuda.current_stream()
+        forward.wait_stream(current)
+        with torch.cuda.stream(forward):
+            yield
+        current.wait_stream(forward)
 
     def _allocate(self, num_slots: int, num_tokens: int) -> torch.Tensor:
         """Slots for the context, evicting others if that suffices; the plain path is locked meanwhile."""

@@ -17,9 +17,9 @@ def verify_options(params: Any, *_args: Any, **_kwargs: Any) -> None:
 def mark_boundary(result: tuple[Any, Any], serving: Any, request: Any, *_args: Any, **_kwargs: Any) -> None:
     """AFTER `OpenAIServingChat._convert_to_internal_request`: a context ends where a message ends.
 
-    Sets `context_tokens` to the length of the first `context_messages` messages (all by default).
+    Turns `context_messages` (all messages by default) into `context_tokens`.
     """
-    wish = _wish(request)
+    wish = ContextRequest.from_custom_params(request.custom_params) if is_selected() else None
     if wish is None or not wish.compress or wish.context_tokens is not None:
         return
     adapted, _ = result
@@ -29,6 +29,7 @@ def mark_boundary(result: tuple[Any, Any], serving: Any, request: Any, *_args: A
             f'custom_params["adakv"]: context_messages: expected 1 to {len(request.messages)}, got {count}'
         )
     options = {**request.custom_params["adakv"], "context_tokens": _boundary(serving, request, count)}
+    options.pop("context_messages", None)
     adapted.sampling_params["custom_params"] = {**request.custom_params, "adakv": options}
 
 
@@ -48,28 +49,34 @@ def update_meta_info(
         meta_info[NAME] = reports[0]
 
 
-def _wish(request: Any) -> ContextRequest | None:
-    return ContextRequest.from_custom_params(request.custom_params) if is_selected() else None
-
-
 def _boundary(serving: Any, request: Any, count: int) -> int:
-    """Tokens of the first `count` messages that any continuation of them shares.
+    """Tokens of the first `count` messages that their continuations share.
 
-    The longest common prefix of this prompt and of two others that go on differently: by a user's
-    message, and by the assistant's answer. A template that refuses one of them is not asked twice.
+    The longest common prefix of this prompt and of others that begin with the same messages and go on
+    differently: with a user's message, and with the assistant's answer. Templates refuse what they do not
+    allow (roles that do not alternate, a conversation without a user); such a continuation cannot come.
     """
     head = list(request.messages[:count])
-    prompts = [_prompt_ids(serving, request, list(request.messages)), _prompt_ids(serving, request, head)]
-    try:
-        user = type(request).model_validate({"model": "-", "messages": [{"role": "user", "content": "-"}]})
-        prompts.append(_prompt_ids(serving, request, [*head, *user.messages]))
-    except ValueError:
-        pass  # templates may demand alternating roles: then no user's message can follow
-    return len(os.path.commonprefix(prompts))
+    user = type(request).model_validate({"model": "-", "messages": [{"role": "user", "content": "-"}]})
+    prompt = _prompt_ids(serving, request, list(request.messages))
+    others = []
+    for messages in (head, [*head, *user.messages]):
+        try:
+            others.append(_prompt_ids(serving, request, messages))
+        except ValueError:
+            continue
+    shared = min(len(os.path.commonprefix([prompt, other])) for other in others) if others else 0
+    if not others or (count < len(request.messages) and shared == 0):
+        raise ConfigError(
+            'custom_params["adakv"]: this chat template renders no part of the conversation alone; '
+            "give context_tokens instead"
+        )
+    return min(shared, len(prompt) - 1)
 
 
 def _prompt_ids(serving: Any, request: Any, messages: list[Any]) -> list[int]:
-    other = request.model_copy(update={"messages": messages})
+    """Token ids of a conversation; raises ValueError where the template refuses it."""
+    other = request.model_copy(update={"messages": messages, "input_ids": None})
     processed = serving._process_messages(other, serving.tokenizer_manager.model_config.is_multimodal)
     if isinstance(processed.prompt_ids, list) and processed.prompt_ids:
         return processed.prompt_ids

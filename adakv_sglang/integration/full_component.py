@@ -23,7 +23,8 @@ class AdaKVFullComponent(FullComponent):  # type: ignore[misc]
         """The context that `node` is, or None for an ordinary node (suffixes below one included)."""
         if node.parent is not self.tree_core.root_node:
             return None
-        return self._contexts.in_namespace(node.key.extra_key)
+        context = self._contexts.in_namespace(node.key.extra_key)
+        return context if context is not None and len(node.key) == context.prefix.num_tokens else None
 
     def reclaimable_value_len(self, node: Any) -> int:
         """Token slots that evicting the node gives back to the allocator."""

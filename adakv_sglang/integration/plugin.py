@@ -1,5 +1,6 @@
 """The entry point that SGLang calls once in every process."""
 
+import inspect
 import logging
 import multiprocessing
 import os
@@ -31,10 +32,20 @@ def register() -> None:
 
 
 def process_role() -> Role | None:
-    """Which process this is; only those two run code that we hook."""
+    """Which process this is; only those two run code that we hook.
+
+    SGLang's children are known by the function they run. Any other child is a process of the user's that
+    runs the server or an engine.
+    """
     if multiprocessing.parent_process() is None:
         return "main"
-    return "scheduler" if "sglang.srt.managers.scheduler" in sys.modules else None
+    target = getattr(multiprocessing.current_process(), "_target", None)
+    module = getattr(inspect.unwrap(target), "__module__", "") if target is not None else ""
+    if module == "sglang.srt.managers.detokenizer_manager":
+        return None
+    if module in ("sglang.srt.managers.scheduler", "sglang.srt.managers.data_parallel_controller"):
+        return "scheduler"
+    return "main"
 
 
 def _problem() -> str | None:

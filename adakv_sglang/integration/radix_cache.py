@@ -31,7 +31,9 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         contexts: ContextRegistry,
         states: RequestStates,
         pool: LanePool,
+        forward_stream: Any = None,
     ) -> None:
+        self.forward_stream = forward_stream  # None where there are no streams
         self.contexts = contexts
         self.pool = pool
         self._config = config
@@ -52,18 +54,29 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
             return result
         return super().match_prefix(self._router.undo(routed, state, context))
 
+    def touch_prefix(self, key: Any) -> None:
+        """Refresh a waiting request's path, as ever, but never walk into a part of a context."""
+        if self._router.covers(key):
+            super().touch_prefix(key)
+
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """Insert as ever; then queue the request's order if its whole context is in the tree now."""
         super().checkpoint(req, up_to=up_to, **kwargs)
         state = self._states.of(req)
-        if (
-            state is not None
-            and state.order is not None
-            and up_to >= state.order.key.num_tokens
-            and state.order.capture.is_complete
-            and state not in self._preparing
-        ):
-            self._preparing.append(state)
+        if state is None:
+            return
+        if state.order is not None:
+            ready = up_to >= state.order.key.num_tokens and state.order.capture.is_complete
+            if ready and state not in self._preparing:
+                self._preparing.append(state)
+        elif state.context is None and req.finished() and len(self.contexts) > 0:
+            self._release_superseded(req, up_to)
+
+    def _release_superseded(self, req: Any, up_to: int) -> None:
+        """A request ended on an exact path that a context has replaced meanwhile: nobody will match it again."""
+        tokens = req.full_untruncated_fill_ids[:up_to].tobytes()
+        if self.contexts.find(tokens, req.extra_key, req.cache_salt) is not None:
+            self.plain_paths.release_later(req.last_node)
 
     def run_preparations(self) -> None:
         """Compress what is queued, unless the allocator is holding frees back just now."""
@@ -99,7 +112,7 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         return bool(flag.item())
 
     def _prepare(self, state: RequestState) -> None:
-        order, state.order = state.order, None
+        order, state.order, state.wanted = state.order, None, None
         if order is None:
             return
         try:

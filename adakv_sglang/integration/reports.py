@@ -3,7 +3,7 @@
 from typing import Any
 
 from adakv_sglang.core.contexts import Context
-from adakv_sglang.integration.options import NAME
+from adakv_sglang.integration.options import NAME, is_selected
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.request_state import RequestState, RequestStates
 
@@ -15,7 +15,7 @@ def report(state: RequestState) -> dict[str, Any] | None:
         details = {"head_budgets": prefix.head_budgets, "retained_mass_per_head": prefix.retained_mass}
         return {**describe(state.made), "prepared": True, **details}
     reason = state.refusal
-    if state.order is not None:
+    if state.order is not None or (state.wanted is not None and state.context is None):
         reason = "the request ended before its whole context was in the cache"
     used = describe(state.context) if state.context is not None else None
     if reason is not None:
@@ -39,7 +39,9 @@ def describe(context: Context) -> dict[str, Any]:
 
 
 def streamer_class(result: type, _scheduler: Any) -> type:
-    """AFTER `Scheduler.get_output_streamer_class`: the same class, with our part in front."""
+    """AFTER `Scheduler.get_output_streamer_class`: the same class, with our part in front, where we are selected."""
+    if not is_selected():
+        return result
     return type(f"AdaKV{result.__name__}", (_ReportingStreamer, result), {})
 
 

@@ -24,12 +24,14 @@ class PrepareOrder:
 class RequestState:
     """Mutable by design: it follows one request through matching, waiting and retraction.
 
-    base_key: the extra key that the request came with. order: set until the job has run.
-    context: what the request attends to, None for the plain path. made: the context its order produced.
-    refusal: why its order was not carried out. remembered: what the last lookup saw.
+    base_key: the extra key that the request came with. wanted: the context that it asks for, until there is
+    an answer. order: set while that context is being prepared. context: what the request attends to, None
+    for the plain path. made: the context its order produced. refusal: why it was not carried out.
+    remembered: what the last lookup saw.
     """
 
     base_key: str | None
+    wanted: tuple[ContextKey, AdaKVConfig] | None = None
     order: PrepareOrder | None = None
     context: Context | None = None
     made: Context | None = None
@@ -58,3 +60,7 @@ class RequestStates:
     def of_rows(self, rids: list[str] | None) -> list[RequestState | None]:
         """States in the row order of a batch; None for requests that were never matched."""
         return [self.of(self._requests.get(rid)) for rid in rids or ()]
+
+    def any_context(self, rids: list[str] | None) -> bool:
+        """Whether a row of the batch attends to a context."""
+        return any(state is not None and state.context is not None for state in self.of_rows(rids))

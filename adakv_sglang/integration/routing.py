@@ -29,9 +29,13 @@ class RequestRouter:
     def route(self, params: MatchPrefixParams) -> MatchPrefixParams:
         """Redirect to a context that the tokens start with, or hold a preparing request's match back."""
         req = params.req
-        if req is None or req.kv.holds_kv or not is_plain_text(req):
+        if req is None or req.kv.holds_kv:
             return params
         state = self._states.of(req) or self._first_sight(req)
+        if not is_plain_text(req):
+            return self._in_namespace(params, state)
+        if state.wanted is not None:
+            self._order_or_recall(state, *state.wanted)
         if state.order is not None:
             return self._hold_back(params, state, state.order)
         limit = len(params.key)
@@ -39,6 +43,13 @@ class RequestRouter:
             state.remembered = (self._contexts.version, limit)
             state.context = self._find(params.key, state.base_key)
         return self._in_namespace(params, state)
+
+    def covers(self, key: RadixKey) -> bool:
+        """Whether a walk along this key may enter a context's namespace: only with all of its tokens."""
+        context = self._contexts.in_namespace(key.extra_key)
+        if context is None:
+            return not (key.extra_key and NAMESPACE_MARK in key.extra_key)
+        return bool(key.raw_token_ids().tobytes().startswith(context.key.tokens))
 
     def undo(self, params: MatchPrefixParams, state: RequestState, context: Context) -> MatchPrefixParams:
         """Send a request back to the plain path after its redirect did not match the whole context."""
@@ -61,25 +72,36 @@ class RequestRouter:
         try:
             wish = ContextRequest.from_custom_params(req.sampling_params.custom_params)
             if wish is not None and wish.compress:
-                self._take_order(req, state, wish)
+                state.refusal = self._want(req, state, wish)
         except ConfigError as error:
             state.refusal = str(error)
         return state
 
-    def _take_order(self, req: Any, state: RequestState, wish: ContextRequest) -> None:
+    def _want(self, req: Any, state: RequestState, wish: ContextRequest) -> str | None:
+        """Note what the request asks for; returns why it cannot be had."""
+        if not is_plain_text(req):
+            return "only text prompts can be contexts: no beams, sessions, embeddings or other modalities"
+        if wish.context_messages is not None:
+            return "context_messages: only requests to /v1/chat/completions have messages; use context_tokens"
         config = wish.configure(self._config)
         longest = len(req.origin_input_ids) - 1  # SGLang needs one token to run
         num_tokens = longest if wish.context_tokens is None else wish.context_tokens
         if num_tokens > longest:
-            state.refusal = (
+            return (
                 f"context_tokens: expected at most {longest}, the prompt without its last token; "
                 f"got {num_tokens}"
             )
-            return
-        state.refusal = config.obstacle(num_tokens)
         key = ContextKey(req.origin_input_ids[:num_tokens].tobytes(), state.base_key, req.cache_salt)
-        if state.refusal is None and self._contexts.recall(key, config) is None:
-            capture = WindowCapture(self._num_layers, num_tokens - config.window, config.window)
+        if (obstacle := config.obstacle(num_tokens)) is None:
+            state.wanted = (key, config)
+        return obstacle
+
+    def _order_or_recall(self, state: RequestState, key: ContextKey, config: AdaKVConfig) -> None:
+        """A context that is there is used; one that is not, or no longer, is ordered."""
+        if self._contexts.recall(key, config) is not None:
+            state.order = None
+        elif state.order is None:
+            capture = WindowCapture(self._num_layers, key.num_tokens - config.window, config.window)
             state.order = PrepareOrder(key, config, capture)
 
     def _hold_back(

@@ -4,12 +4,14 @@ import functools
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from sglang.srt.layers.attention.torch_native_backend import TorchNativeAttnBackend
 from sglang.srt.mem_cache.registry import create_unified_radix_cache
 from sglang.srt.mem_cache.unified_cache.components import ComponentType
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.attention_backend import AdaKVAttentionBackend
 from adakv_sglang.integration.full_component import AdaKVFullComponent
 from adakv_sglang.integration.options import UnsupportedOptions, require_supported, unsupported_model
@@ -26,15 +28,20 @@ class Runtime:
     contexts: ContextRegistry = field(default_factory=ContextRegistry)
     states: RequestStates = field(default_factory=RequestStates)
 
-    def build_backend(self, model_runner: Any) -> AdaKVAttentionBackend:
-        """Factory behind `--attention-backend adakv`."""
+    def build_backend(self, model_runner: Any) -> Any:
+        """Factory behind `--attention-backend adakv`: FlashInfer and our kernels on CUDA, torch on a CPU."""
         require_hooks("scheduler")
-        if str(model_runner.device) != "cpu":
+        device = torch.device(model_runner.device)
+        if device.type == "cpu":
+            stock = TorchNativeAttnBackend(model_runner)
+            return AdaKVAttentionBackend(stock, model_runner, self.states)
+        if device.type != "cuda" or torch.cuda.get_device_capability() < (8, 0):
             raise UnsupportedOptions(
-                f"adakv: --device {model_runner.device} is not served by this version; use --device cpu"
+                f"adakv: expected a CPU or a CUDA device of compute capability 8.0 or higher, got {device}"
             )
-        stock = TorchNativeAttnBackend(model_runner)
-        return AdaKVAttentionBackend(stock, model_runner, self.states)
+        from adakv_sglang.integration.flashinfer_backend import AdaKVFlashInferBackend
+
+        return AdaKVFlashInferBackend(model_runner, self.states)
 
     def build_tree(self, context: Any) -> AdaKVRadixCache:
         """Factory behind `--radix-cache-backend adakv`; `context` is SGLang's TreeCacheBuildContext."""
@@ -43,7 +50,7 @@ class Runtime:
         if problems := unsupported_model(context, model_runner):
             raise UnsupportedOptions("adakv cannot serve this model:\n" + "\n".join(problems))
         backend = model_runner.attn_backend
-        if not isinstance(backend, AdaKVAttentionBackend):
+        if not isinstance(getattr(backend, "lanes", None), LanePool):
             raise UnsupportedOptions(
                 "--radix-cache-backend adakv: expected --attention-backend adakv beside it, got "
                 f"{type(backend).__name__}; use --enable-adakv for both"
@@ -56,6 +63,7 @@ class Runtime:
             contexts=self.contexts,
             states=self.states,
             pool=backend.lanes,
+            forward_stream=model_runner.forward_stream if backend.lanes.kv.is_cuda else None,
         )
         if self.config.debug_checks:
             poison_padding(backend.token_to_kv_pool)

@@ -50,6 +50,7 @@ _TREE: Final = "mem_cache.unified_radix_cache.UnifiedRadixCache"
 _FULL: Final = "mem_cache.unified_cache.components.full.FullComponent"
 _CORE: Final = "mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
 _STREAMER: Final = "managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
+_CAPTURE: Final = "model_executor.runner_utils.capture_mode"
 _NATIVE: Final = "layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
 HOOKS: Final[tuple[Hook, ...]] = (
@@ -105,6 +106,22 @@ HOOKS: Final[tuple[Hook, ...]] = (
         "pool:one_allocation",
     ),
     Hook(
+        "layers.attention.graph_variants.create_attention_graph_variants",
+        ("hf_config",),
+        "captures decode graphs with and without contexts",
+        "scheduler",
+        "AROUND",
+        "graph_variants:create_variants",
+    ),
+    Hook(
+        "model_executor.runner.decode_cuda_graph_runner.build_replay_fb_view",
+        ("forward_batch",),
+        "keeps the rows' request ids in a replayed batch",
+        "scheduler",
+        "AFTER",
+        "graph_variants:keep_rids",
+    ),
+    Hook(
         "managers.scheduler.Scheduler.get_output_streamer_class",
         ("self",),
         "compresses before the answer leaves, and reports in it",
@@ -155,7 +172,9 @@ SEAMS: Final[tuple[Seam, ...]] = (
     Seam(f"{_STREAMER}.stream_output", ("reqs", "return_logprob"), "is preceded by waiting compressions"),
     Seam(f"{_STREAMER}.build_additional_customized_info", ("reqs",), "carries the reports"),
     Seam(f"{_STREAMER}.has_additional_customized_info", (), "opts in to it"),
+    Seam(f"{_TREE}.touch_prefix", ("key",), "must not walk into a part of a context"),
     Seam("layers.attention.base_attn_backend.AttentionBackend", (), "is implemented"),
+    Seam(f"{_CAPTURE}.get_capture_attention_variant", (), "tells which graph is captured"),
     Seam(
         f"{_NATIVE}.forward_extend", ("q", "k", "v", "layer", "forward_batch"), "serves plain rows on a CPU"
     ),

@@ -24,3 +24,13 @@ def bench():
     from scheduler_bench import SchedulerBench
 
     return SchedulerBench()
+
+
+@pytest.fixture
+def prepared(bench):
+    """A bench with DOCUMENT compressed: N tokens in B slots."""
+    from scheduler_bench import COMPRESS, DOCUMENT
+
+    bench.run(bench.submit([*DOCUMENT, 1], adakv=COMPRESS, max_new_tokens=1))
+    yield bench
+    bench.check()

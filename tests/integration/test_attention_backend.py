@@ -129,6 +129,15 @@ def test_plain_rows_beside_contexts_are_computed_by_the_stock_backend_bit_for_bi
     assert torch.equal(out[3:8], setup.backend.stock.forward_extend(query[3:8], None, None, LAYER, alone))
 
 
+def test_rows_behind_the_requests_of_a_batch_are_plain():
+    setup = Setup(0.5)
+    batch = setup.batch(ForwardMode.DECODE)
+    batch.rids = batch.rids[:1]  # as SGLang appends the rows of beams without ids
+    setup.backend.init_forward_metadata(batch)
+    out = setup.backend.forward_decode(torch.randn(3, 16), None, None, LAYER, batch)
+    assert out.shape == (3, 16)
+
+
 def test_warm_up_batches_without_requests_take_the_stock_path():
     setup = Setup(0.5)
     batch = setup.batch(ForwardMode.EXTEND, [setup.requests[1]])

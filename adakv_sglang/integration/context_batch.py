@@ -1,0 +1,74 @@
+"""A batch's contexts on the GPU: prefix tables, and how far each row's own tokens are shifted."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from adakv_kernels.prefix_batch import PrefixTables
+from adakv_sglang.core.contexts import Context
+from adakv_sglang.core.lanes import LanePool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shift:
+    """Tokens of each row that lie in its context: the row's own tokens begin behind them.
+
+    device: int64 `[bs]` on the GPU. host: int64 `[bs]`. total: their sum.
+    """
+
+    device: torch.Tensor
+    host: torch.Tensor
+    total: int
+
+
+class ContextBatch:
+    """Keeps the tables of the last batch, and writes them anew only when the batch's composition changes.
+
+    A prefix never grows, so in decode the composition changes only when requests come and go.
+    """
+
+    def __init__(
+        self, lanes: LanePool, query_group: int, dtype: torch.dtype, rows: int, rows_per_context: int
+    ) -> None:
+        geometry = lanes.geometry
+        self.tables = PrefixTables(
+            max_rows=rows,
+            max_entries=min(rows, 4096),
+            num_layers=geometry.num_layers,
+            num_heads=geometry.num_heads,
+            query_group=query_group,
+            head_dim=geometry.head_dim,
+            dtype=dtype,
+            rows_per_context=rows_per_context,
+            device=lanes.kv.device,
+        )
+        self._key: tuple[Any, ...] = ()
+        self._shift: Shift | None = None
+
+    @property
+    def max_rows(self) -> int:
+        """Query rows that the tables hold."""
+        return self.tables.max_rows
+
+    def load(self, contexts: list[Context | None], counts: list[int]) -> Shift | None:
+        """Describe a batch: per row its context and how many queries it has. None if no row has a context."""
+        key = (tuple(contexts), tuple(counts))
+        if key == self._key:
+            return self._shift
+        groups: dict[Context, list[int]] = {}
+        start = 0
+        for context, count in zip(contexts, counts, strict=True):
+            if context is not None:
+                groups.setdefault(context, []).extend(range(start, start + count))
+            start += count
+        entries = [(context.prefix.pages.indptr, context.prefix.pages.lanes) for context in groups]
+        self.tables.load(entries, list(groups.values()), start)
+        self._key, self._shift = key, self._shift_of(contexts) if groups else None
+        return self._shift
+
+    def _shift_of(self, contexts: list[Context | None]) -> Shift:
+        lengths = [context.prefix.num_tokens if context is not None else 0 for context in contexts]
+        device = self.tables.device
+        host = torch.tensor(lengths, dtype=torch.int64, pin_memory=device.type == "cuda")
+        return Shift(host.to(device, non_blocking=True), host, sum(lengths))

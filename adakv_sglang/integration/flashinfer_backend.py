@@ -1,0 +1,272 @@
+"""Two-level attention on CUDA: SGLang's FlashInfer backend for a request's own tokens, our kernels for contexts.
+
+The stock backend is told that each row's tokens begin behind its context (`Shift`); it then computes the
+suffix level as ever. `add_prefix_` adds the prefix level in place. Batches without contexts run the stock
+code alone, and so do their CUDA graphs: decode graphs are captured twice, with and without contexts.
+"""
+
+import logging
+from typing import Any
+
+import torch
+from flashinfer.cascade import merge_state
+from sglang.srt.layers.attention.flashinfer_backend import (
+    DecodeMetadata,
+    FlashInferAttnBackend,
+    FlashInferIndicesUpdaterDecode,
+    FlashInferIndicesUpdaterPrefill,
+)
+from sglang.srt.mem_cache.memory_pool import KVWriteLoc
+from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
+
+from adakv_kernels.prefix_batch import PrefixTables, add_prefix_
+from adakv_sglang.core.contexts import Context
+from adakv_sglang.integration.batch_plan import CaptureRows, find_captures
+from adakv_sglang.integration.context_batch import ContextBatch, Shift
+from adakv_sglang.integration.graph_variants import WITH_CONTEXTS
+from adakv_sglang.integration.pool import lane_pool
+from adakv_sglang.integration.request_state import RequestStates
+
+logger = logging.getLogger(__name__)
+
+FEW_ROWS = 4  # decode batches up to this size use smaller tiles
+
+
+class _ShiftedDecode(FlashInferIndicesUpdaterDecode):  # type: ignore[misc]
+    """Plans decode over each row's own tokens."""
+
+    def update_single_wrapper(
+        self,
+        seq_lens: Any,
+        seq_lens_cpu: Any,
+        seq_lens_sum: int,
+        decode_wrappers: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> None:
+        shift: Shift | None = self.attn_backend.shift
+        if shift is None:
+            super().update_single_wrapper(
+                seq_lens, seq_lens_cpu, seq_lens_sum, decode_wrappers, *args, **kwargs
+            )
+            return
+        _encoder_lens, spec_info = kwargs.pop("encoder_lens", None), kwargs.pop("spec_info", None)
+        self.call_begin_forward(
+            decode_wrappers[0],
+            seq_lens - shift.device,
+            seq_lens_sum - shift.total,
+            self.kv_indptr[0],
+            shift.device,
+            spec_info,
+            None if seq_lens_cpu is None else seq_lens_cpu - shift.host,
+            **kwargs,
+        )
+
+
+class _ShiftedPrefill(FlashInferIndicesUpdaterPrefill):  # type: ignore[misc]
+    """Plans extend over each row's own cached tokens; positions and new tokens are untouched."""
+
+    def update_single_wrapper(
+        self,
+        req_pool_indices: Any,
+        seq_lens: Any,
+        seq_lens_cpu: Any,
+        seq_lens_sum: int,
+        prefix_lens: Any,
+        prefill_wrappers: Any,
+        use_ragged: bool,
+        **kwargs: Any,
+    ) -> None:
+        shift: Shift | None = self.attn_backend.shift
+        if shift is None:
+            super().update_single_wrapper(
+                *(req_pool_indices, seq_lens, seq_lens_cpu, seq_lens_sum, prefix_lens, prefill_wrappers),
+                use_ragged,
+                **kwargs,
+            )
+            return
+        cached = sum(kwargs.pop("extend_prefix_lens_cpu"))
+        for name in ("encoder_lens", "cross_attention_custom_mask"):
+            kwargs.pop(name, None)
+        spec_info = kwargs.pop("spec_info", None)
+        self.call_begin_forward(
+            self.prefill_wrapper_ragged,
+            prefill_wrappers[0],
+            req_pool_indices,
+            prefix_lens - shift.device,
+            cached - shift.total,
+            seq_lens,
+            prefix_lens,
+            shift.device,
+            self.kv_indptr[0],
+            self.qo_indptr[0],
+            use_ragged,
+            spec_info,
+            seq_lens_cpu=seq_lens_cpu,
+            **kwargs,
+        )
+
+
+class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
+    """See the module. `shift` is None while a batch without contexts is planned and run."""
+
+    def __init__(self, model_runner: Any, states: RequestStates) -> None:
+        super().__init__(model_runner)
+        self.lanes = lane_pool(self.token_to_kv_pool)
+        self.shift: Shift | None = None
+        self._states = states
+        self._dtype = model_runner.dtype
+        self._decode: dict[bool, ContextBatch] = {}
+        self._extend: ContextBatch | None = None
+        self._tables: PrefixTables | None = None
+        self._captures: tuple[CaptureRows, ...] = ()
+        self.indices_updater_decode = _ShiftedDecode(model_runner, self)
+        self.indices_updater_prefill = _ShiftedPrefill(model_runner, self)
+        self._group = self.indices_updater_prefill.num_qo_heads // self.lanes.geometry.num_heads
+        logger.info(
+            "adakv: contexts are served by Triton kernels on %s, suffixes by FlashInfer", self.lanes.kv.device
+        )
+
+    # -- planning -------------------------------------------------------------------------------
+
+    def init_forward_metadata(self, forward_batch: Any) -> None:
+        """Eager batches: decode and extend."""
+        is_decode = forward_batch.forward_mode.is_decode_or_idle()
+        self._captures = ()
+        contexts = self._contexts(forward_batch)
+        if is_decode:
+            self._plan_decode(contexts, forward_batch.batch_size)
+        else:
+            self._plan_extend(contexts, forward_batch)
+        super().init_forward_metadata(forward_batch)
+        if self.shift is not None and not is_decode and self.forward_metadata.use_ragged:
+            cached = sum(forward_batch.extend_prefix_lens_cpu)
+            self.forward_metadata.extend_no_prefix = cached == self.shift.total
+
+    def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
+        """Decode graphs: before each capture, with empty tables, and before each replay."""
+        bs = forward_batch.batch_size
+        if in_capture:
+            self.shift = None
+            self._tables = None
+            if get_capture_attention_variant() == WITH_CONTEXTS:
+                batch = self._decode_batch(bs)
+                batch.load([None] * bs, [1] * bs)
+                self._tables = batch.tables
+        else:
+            self._plan_decode(self._contexts(forward_batch), bs)
+        super().init_forward_metadata_out_graph(forward_batch, in_capture)
+
+    def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, *args: Any, **kwargs: Any) -> None:
+        """Allocate the tables that captured graphs read."""
+        super().init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
+        for few in (True, False):
+            self._decode[few] = self._new_batch(max_bs if not few else FEW_ROWS, 1 if few else 8)
+
+    def _prepare_cuda_graph_metadata(
+        self, bs: int, num_tokens: int, forward_mode: Any, spec_info: Any
+    ) -> None:
+        """Both variants of a size share one wrapper: replays plan into the one that the dictionary holds."""
+        if forward_mode.is_decode_or_idle() and bs in self.decode_cuda_graph_metadata:
+            self.forward_metadata = DecodeMetadata(self.decode_cuda_graph_metadata[bs])
+            return
+        super()._prepare_cuda_graph_metadata(bs, num_tokens, forward_mode, spec_info)
+
+    def _contexts(self, forward_batch: Any) -> list[Context | None]:
+        states = self._states.of_rows(forward_batch.rids)
+        found = [state.context if state is not None else None for state in states]
+        return found + [None] * (forward_batch.batch_size - len(found))  # padding rows have no request
+
+    def _plan_decode(self, contexts: list[Context | None], bs: int) -> None:
+        self.shift, self._tables = None, None
+        if any(contexts):
+            batch = self._decode_batch(bs)
+            self.shift, self._tables = batch.load(contexts, [1] * bs), batch.tables
+
+    def _plan_extend(self, contexts: list[Context | None], forward_batch: Any) -> None:
+        self.shift, self._tables = None, None
+        states = self._states.of_rows(forward_batch.rids)
+        counts = list(forward_batch.extend_seq_lens_cpu or [])
+        if states:
+            self._captures = find_captures(states, counts, forward_batch.extend_prefix_lens_cpu)
+        if any(contexts):
+            rows = sum(counts)
+            if self._extend is None or self._extend.max_rows < rows:
+                self._extend = self._new_batch(max(1024, 1 << (rows - 1).bit_length()), 1024)
+            self.shift, self._tables = self._extend.load(contexts, counts), self._extend.tables
+
+    def _decode_batch(self, bs: int) -> ContextBatch:
+        few = bs <= FEW_ROWS
+        if few not in self._decode or self._decode[few].max_rows < bs:
+            self._decode[few] = self._new_batch(bs, 1 if few else 8)
+        return self._decode[few]
+
+    def _new_batch(self, rows: int, rows_per_context: int) -> ContextBatch:
+        return ContextBatch(self.lanes, self._group, self._dtype, rows, rows_per_context)
+
+    # -- layers ---------------------------------------------------------------------------------
+
+    def forward_extend(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
+    ) -> torch.Tensor:
+        """Attention of new tokens; q `[T, HQ * D]`, returns the same."""
+        if self._tables is None:
+            out: torch.Tensor = super().forward_extend(q, k, v, layer, forward_batch, save_kv_cache)
+        else:
+            out = self._extend_two_levels(q, k, v, layer, forward_batch, save_kv_cache)
+        for part in self._captures:
+            query = q[part.start : part.end].view(-1, layer.tp_q_head_num, layer.head_dim)
+            part.capture.store(layer.layer_id, part.position, query, layer.scaling)
+        return out
+
+    def _extend_two_levels(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool
+    ) -> torch.Tensor:
+        query = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
+        k = k.view(-1, layer.tp_k_head_num, layer.head_dim)
+        v = v.view(-1, layer.tp_v_head_num, layer.head_dim)
+        run = self.prefill_wrapper_ragged.forward_return_lse
+        out, lse = run(query, k, v, causal=True, sm_scale=layer.scaling)
+        if not self.forward_metadata.extend_no_prefix:
+            cached = self.forward_metadata.prefill_wrappers[0].forward_return_lse(
+                query,
+                self.token_to_kv_pool.get_kv_buffer(layer.layer_id),
+                causal=False,
+                sm_scale=layer.scaling,
+            )
+            out, lse = merge_state(out, lse, *cached)
+        self._add_prefix(out, lse, query, layer)
+        if save_kv_cache:
+            self._write(layer, forward_batch, k, v)
+        flat: torch.Tensor = out.view(-1, layer.tp_q_head_num * layer.head_dim)
+        return flat
+
+    def forward_decode(
+        self, q: Any, k: Any, v: Any, layer: Any, forward_batch: Any, save_kv_cache: bool = True
+    ) -> torch.Tensor:
+        """As `forward_extend`, one new token per row; the captured variant is fixed at capture."""
+        if self._tables is None:
+            stock: torch.Tensor = super().forward_decode(q, k, v, layer, forward_batch, save_kv_cache)
+            return stock
+        if k is not None and save_kv_cache:
+            self._write(layer, forward_batch, k, v)
+        query = q.contiguous().view(-1, layer.tp_q_head_num, layer.head_dim)
+        wrapper = self.forward_metadata.decode_wrappers[0]
+        kv = self.token_to_kv_pool.get_kv_buffer(layer.layer_id)
+        out, lse = wrapper.forward_return_lse(query, kv, sm_scale=layer.scaling)
+        self._add_prefix(out, lse, query, layer)
+        flat: torch.Tensor = out.view(-1, layer.tp_q_head_num * layer.head_dim)
+        return flat
+
+    def _add_prefix(self, out: torch.Tensor, lse: torch.Tensor, query: torch.Tensor, layer: Any) -> None:
+        assert self._tables is not None
+        add_prefix_(
+            *(out, lse, query, self.lanes.kv, self._tables),
+            layer=layer.layer_id,
+            value_offset=self.lanes.geometry.value_offset,
+            scaling=layer.scaling,
+        )
+
+    def _write(self, layer: Any, forward_batch: Any, k: torch.Tensor, v: torch.Tensor) -> None:
+        where = KVWriteLoc.for_layer(forward_batch, layer, swa_loc=None)
+        self.token_to_kv_pool.set_kv_buffer(layer, where, k, v, layer.k_scale, layer.v_scale)

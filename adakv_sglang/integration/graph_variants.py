@@ -1,0 +1,38 @@
+"""Two decode graphs of every size: the stock one, and one with our kernels in it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+from adakv_sglang.integration.options import is_selected
+from adakv_sglang.integration.request_state import RequestStates
+
+PLAIN: Final = "plain"
+WITH_CONTEXTS: Final = "adakv"
+
+
+@dataclass(frozen=True, slots=True)
+class ContextGraphVariants:
+    """SGLang captures both and asks before each replay; see its `AttentionGraphVariants`."""
+
+    capture_labels: ClassVar[tuple[str, ...]] = (WITH_CONTEXTS, PLAIN)
+    states: RequestStates
+
+    def select(self, forward_batch: Any) -> str:
+        """The graph for a batch: the stock one unless a row has a context."""
+        return WITH_CONTEXTS if self.states.any_context(forward_batch.rids) else PLAIN
+
+
+def create_variants(original: Callable[[Any], Any], hf_config: Any) -> Any:
+    """AROUND `create_attention_graph_variants`: ours, where we are selected and the model has none of its own."""
+    variants = original(hf_config)
+    if variants is None and is_selected():
+        from adakv_sglang.integration.runtime import process_runtime
+
+        return ContextGraphVariants(process_runtime().states)
+    return variants
+
+
+def keep_rids(view: Any, *_args: Any, forward_batch: Any, **_kwargs: Any) -> None:
+    """AFTER `build_replay_fb_view`: the replay's view of a batch keeps the ids of its rows."""
+    view.rids = forward_batch.rids

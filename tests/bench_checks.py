@@ -1,0 +1,62 @@
+"""What must hold after every step of the scheduler bench: every slot has one owner, and holds what it should."""
+
+import torch
+from sglang.srt.managers.scheduler_components.pool_stats_observer import kv_private_tokens
+
+from adakv_sglang.integration.audit import audit_slots
+
+LAYERS, HEADS, DIM = 2, 2, 4
+
+
+def check_ledger(bench):
+    """The host's formula, our recount, and that running requests own what nobody else does."""
+    private = sum(kv_private_tokens(req.kv, 1) for req in bench.running)
+    parts = (bench.allocator.available_size(), bench.tree.evictable_size(), bench.tree.protected_size())
+    assert sum(parts) + private == bench.allocator.size, (*parts, private, bench.allocator.size)
+    audit_slots(bench.tree)
+    held = [_private_slots(bench, req) for req in bench.running]
+    taken = torch.cat([torch.empty(0, dtype=torch.int32), *held]).tolist()
+    assert len(set(taken)) == len(taken) and 0 not in taken, "two requests own the same slot"
+    free = set(bench.allocator.get_all_free_pages().tolist())
+    assert not free & set(taken), "a running request's slot is in the free list"
+    for req in bench.running:
+        _check_row(bench, req)
+    for context in bench.contexts:
+        _check_pages(bench, context)
+    if not bench.running:
+        bench.tree.sanity_check()
+
+
+def _check_row(bench, req):
+    """A request reads what belongs to its tokens: its context's placeholders, then exact K of its own path."""
+    state = bench.states.of(req)
+    kept = state.context.prefix.num_tokens if state.context else 0
+    row = bench.rows.req_to_token[req.kv.req_pool_idx, : req.kv.kv_committed_len].long()
+    assert not row[:kept].any(), "a compressed prefix must consist of placeholders"
+    if state.context:
+        assert req.extra_key == state.context.namespace and state.context in list(bench.contexts)
+    tokens = torch.tensor(req.full_untruncated_fill_ids[kept : len(row)], dtype=torch.float32)
+    for layer in range(LAYERS):
+        for head in range(HEADS):
+            mark = bench.pool.k_buffer[layer][row[kept:], head]
+            assert torch.equal(mark[:, 3], tokens), "a row leads to another token's K"
+            assert torch.equal(mark[:, 2], torch.arange(kept, len(row)).float())
+
+
+def _check_pages(bench, context):
+    """Every lane of a context holds a token of that layer, head and context, V beside K."""
+    tokens = torch.frombuffer(bytearray(context.key.tokens), dtype=torch.int64).float()
+    pages, kv = context.prefix.pages, bench.tree.pool.kv
+    for layer in range(LAYERS):
+        bounds = pages.of_layer(layer).tolist()
+        for head, (start, end) in enumerate(zip(bounds[:-1], bounds[1:], strict=True)):
+            lanes = pages.lanes[start:end].long()
+            mark = kv[lanes]
+            assert (mark[:, 0] == layer).all() and (mark[:, 1] == head).all(), "a lane of another head"
+            position = mark[:, 2].long()
+            assert (position.diff() > 0).all() and torch.equal(tokens[position], mark[:, 3])
+            assert torch.equal(kv[lanes + bench.tree.pool.geometry.value_offset], -mark)
+
+
+def _private_slots(bench, req):
+    return bench.rows.req_to_token[req.kv.req_pool_idx, req.kv.cache_protected_len : req.kv.kv_allocated_len]
