@@ -5,6 +5,7 @@ Run: python examples/offline_engine.py --model MODEL [--text FILE]
 
 import argparse
 import json
+import os
 from pathlib import Path
 
 import local_server
@@ -19,6 +20,8 @@ def main() -> None:
     parser.add_argument("--text", type=Path, default=TEXT)
     options = parser.parse_args()
     device = {} if local_server.has_gpu() else {"device": "cpu", "dtype": "float32", "max_total_tokens": 8192}
+    if device:
+        os.environ["SGLANG_USE_CPU_ENGINE"] = "1"
 
     import sglang
 

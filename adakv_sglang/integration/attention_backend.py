@@ -1,6 +1,6 @@
 """Two-level attention around a stock backend: compressed prefix, exact suffix, merged by LSE."""
 
-from typing import Any
+from typing import Any, Final
 
 import torch
 from sglang.srt.layers.attention.base_attn_backend import AttentionBackend
@@ -18,6 +18,12 @@ class AdaKVAttentionBackend(AttentionBackend):  # type: ignore[misc]
 
     stock: the backend that serves plain rows; it must not read more of a batch than its rows.
     """
+
+    implementation: Final = {
+        "prefix_extend": "adakv float32 reference (torch)",
+        "prefix_decode": "adakv float32 reference (torch)",
+        "suffix": "adakv float32 reference (torch)",
+    }
 
     def __init__(self, stock: AttentionBackend, model_runner: Any, states: RequestStates) -> None:
         super().__init__()

@@ -5,16 +5,15 @@ suffix level as ever. `add_prefix_` adds the prefix level in place. Batches with
 code alone, and so do their CUDA graphs: decode graphs are captured twice, with and without contexts.
 """
 
-import logging
-from typing import Any
+from typing import Any, Final
 
 import torch
-from flashinfer.cascade import merge_state
 from sglang.srt.layers.attention.flashinfer_backend import (
     DecodeMetadata,
     FlashInferAttnBackend,
     FlashInferIndicesUpdaterDecode,
     FlashInferIndicesUpdaterPrefill,
+    _safe_merge_state,
 )
 from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
@@ -26,8 +25,6 @@ from adakv_sglang.integration.context_batch import ContextBatch, Shift
 from adakv_sglang.integration.graph_variants import WITH_CONTEXTS
 from adakv_sglang.integration.pool import lane_pool
 from adakv_sglang.integration.request_state import RequestStates
-
-logger = logging.getLogger(__name__)
 
 FEW_ROWS = 4  # decode batches up to this size use smaller tiles
 
@@ -110,6 +107,12 @@ class _ShiftedPrefill(FlashInferIndicesUpdaterPrefill):  # type: ignore[misc]
 class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
     """See the module. `shift` is None while a batch without contexts is planned and run."""
 
+    implementation: Final = {
+        "prefix_extend": "adakv add_prefix_ (Triton)",
+        "prefix_decode": "adakv add_prefix_ (Triton)",
+        "suffix": "SGLang flashinfer",
+    }
+
     def __init__(self, model_runner: Any, states: RequestStates) -> None:
         super().__init__(model_runner)
         self.lanes = lane_pool(self.token_to_kv_pool)
@@ -123,9 +126,6 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         self.indices_updater_decode = _ShiftedDecode(model_runner, self)
         self.indices_updater_prefill = _ShiftedPrefill(model_runner, self)
         self._group = self.indices_updater_prefill.num_qo_heads // self.lanes.geometry.num_heads
-        logger.info(
-            "adakv: contexts are served by Triton kernels on %s, suffixes by FlashInfer", self.lanes.kv.device
-        )
 
     # -- planning -------------------------------------------------------------------------------
 
@@ -234,7 +234,7 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
                 causal=False,
                 sm_scale=layer.scaling,
             )
-            out, lse = merge_state(out, lse, *cached)
+            out, lse = _safe_merge_state(out, lse, *cached)
         self._add_prefix(out, lse, query, layer)
         if save_kv_cache:
             self._write(layer, forward_batch, k, v)

@@ -36,6 +36,7 @@ _REQUIRED: Final[tuple[tuple[str, tuple[object, ...], str], ...]] = (
     ("kv_events_config", (None,), "events name prefixes without their namespace"),
     ("enable_return_routed_experts", (None, False), "experts are looked up by token slot"),
     ("enable_deterministic_inference", (None, False), "contexts are not split in fixed tiles"),
+    ("enable_mis", (None, False), "several items of a prompt do not see each other"),
     ("pp_size", (None, 1), "contexts span all layers of one rank"),
     ("attn_dp_size", (None, 1), "not verified yet"),
     ("attn_cp_size", (None, 1), "it splits a sequence over ranks"),
@@ -43,9 +44,10 @@ _REQUIRED: Final[tuple[tuple[str, tuple[object, ...], str], ...]] = (
     ("tokenizer_worker_num", (None, 1), "extra tokenizer workers do not load plug-ins"),
 )
 
-# SGLang's own environment switches that change what a token slot is.
+# SGLang's own environment switches that change what a token slot is, or how it is read.
 _ENVIRONMENT: Final = (
     "SGLANG_USE_HND_KVCACHE",
+    "SGLANG_FLASHINFER_USE_PAGED",
     "SGLANG_RADIX_FORCE_MISS",
     "SGLANG_ENABLE_POST_CAPTURE_KV_SIZING",
     "SGLANG_RUST_SERVER",
@@ -102,14 +104,23 @@ def unsupported_options(read: Callable[[str], Any]) -> list[str]:
             wanted = " or ".join(repr(a) for a in allowed if a is not None)
             expected = f"expected {wanted}" if wanted else "must not be set"
             problems.append(f"- --{option.replace('_', '-')}: {expected}, got {value!r} ({why})")
-    return problems + _unsupported_environment()
+    return problems + _unsupported_graphs(read) + _unsupported_environment()
+
+
+def _unsupported_graphs(read: Callable[[str], Any]) -> list[str]:
+    """Prefill graphs must leave attention outside: its launches depend on the batch's contexts."""
+    config = read("cuda_graph_config")
+    backend = getattr(getattr(config, "prefill", None), "backend", None)
+    if backend in (None, "breakable", "disabled"):
+        return []
+    return [f"- CUDA graphs of prefill: expected 'breakable' or 'disabled', got {backend!r}"]
 
 
 def _unsupported_environment() -> list[str]:
     from sglang.srt.environ import envs
 
     return [
-        f"- environment {name}: must be unset, it changes how token slots are used"
+        f"- environment {name}: must be unset, it changes how token slots are used or read"
         for name in _ENVIRONMENT
         if (switch := getattr(envs, name, None)) is not None and switch.get()
     ]
@@ -120,6 +131,8 @@ def unsupported_model(context: Any, model_runner: Any) -> list[str]:
     from sglang.srt.layers.radix_attention import AttentionType, RadixAttention
 
     problems = []
+    if getattr(model_runner.model_config, "is_multimodal", False):
+        problems.append("- multimodal models: their prompts are not verified yet")
     if context.is_hybrid_swa or context.is_hybrid_ssm or getattr(model_runner, "use_mla_backend", False):
         problems.append("- hybrid (sliding window, state space) and MLA models have no plain per-head KV")
     layers = [m for m in model_runner.model.modules() if isinstance(m, RadixAttention)]

@@ -1,5 +1,6 @@
 """SGLang's unified radix cache, extended by compressed contexts. The tree decides, core computes."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,9 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         states: RequestStates,
         pool: LanePool,
         forward_stream: Any = None,
+        implementation: Mapping[str, str] | None = None,
     ) -> None:
+        self.implementation = dict(implementation or {})  # what serves attention, for the server's state
         self.forward_stream = forward_stream  # None where there are no streams
         self.contexts = contexts
         self.pool = pool

@@ -104,5 +104,6 @@ def snapshot(tree: AdaKVRadixCache) -> dict[str, Any]:
         "contexts": [
             {**describe(context), "visible": tree.contexts.is_visible(context)} for context in tree.contexts
         ],
+        "attention": tree.implementation,
         "plain_paths_waiting": len(tree.plain_paths),
     }

@@ -1,6 +1,7 @@
 """One rank's parts, wired together: SGLang builds the attention backend first and the tree later."""
 
 import functools
+import logging
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +18,9 @@ from adakv_sglang.integration.full_component import AdaKVFullComponent
 from adakv_sglang.integration.options import UnsupportedOptions, require_supported, unsupported_model
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.request_state import RequestStates
-from adakv_sglang.integration.seams import require_hooks
+from adakv_sglang.integration.seams import CUDA_SEAMS, SeamError, preflight, require_hooks
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +34,11 @@ class Runtime:
     def build_backend(self, model_runner: Any) -> Any:
         """Factory behind `--attention-backend adakv`: FlashInfer and our kernels on CUDA, torch on a CPU."""
         require_hooks("scheduler")
+        backend = self._backend(model_runner)
+        logger.info("adakv: attention is served by %s on %s", backend.implementation, model_runner.device)
+        return backend
+
+    def _backend(self, model_runner: Any) -> Any:
         device = torch.device(model_runner.device)
         if device.type == "cpu":
             stock = TorchNativeAttnBackend(model_runner)
@@ -39,6 +47,8 @@ class Runtime:
             raise UnsupportedOptions(
                 f"adakv: expected a CPU or a CUDA device of compute capability 8.0 or higher, got {device}"
             )
+        if lines := preflight(CUDA_SEAMS):
+            raise SeamError("adakv: SGLang's FlashInfer backend is not as expected\n" + "\n".join(lines))
         from adakv_sglang.integration.flashinfer_backend import AdaKVFlashInferBackend
 
         return AdaKVFlashInferBackend(model_runner, self.states)
@@ -63,6 +73,7 @@ class Runtime:
             contexts=self.contexts,
             states=self.states,
             pool=backend.lanes,
+            implementation=backend.implementation,
             forward_stream=model_runner.forward_stream if backend.lanes.kv.is_cuda else None,
         )
         if self.config.debug_checks:

@@ -186,6 +186,43 @@ SEAMS: Final[tuple[Seam, ...]] = (
 )
 
 
+_FLASHINFER: Final = "layers.attention.flashinfer_backend"
+_PREFILL_PLAN: Final = (
+    *("wrapper_ragged", "wrapper_paged", "req_pool_indices", "paged_kernel_lens", "paged_kernel_lens_sum"),
+    *("seq_lens", "prefix_lens", "kv_start_idx", "kv_indptr", "qo_indptr", "use_ragged", "spec_info"),
+)
+_DECODE_PLAN: Final = (
+    *("wrapper", "paged_kernel_lens", "paged_kernel_lens_sum", "kv_indptr", "kv_start_idx", "spec_info"),
+    "seq_lens_cpu",
+)
+
+# Checked where the CUDA backend is built: FlashInfer is not installed elsewhere.
+CUDA_SEAMS: Final[tuple[Seam, ...]] = (
+    Seam(f"{_FLASHINFER}.FlashInferAttnBackend.init_forward_metadata", ("forward_batch",), "plans a batch"),
+    Seam(
+        f"{_FLASHINFER}.FlashInferAttnBackend.init_forward_metadata_out_graph",
+        ("forward_batch", "in_capture"),
+        "plans before a graph is captured or replayed",
+    ),
+    Seam(
+        f"{_FLASHINFER}.FlashInferAttnBackend._prepare_cuda_graph_metadata",
+        ("bs", "num_tokens", "forward_mode", "spec_info"),
+        "lets both graphs of a size share one wrapper",
+    ),
+    Seam(
+        f"{_FLASHINFER}.FlashInferIndicesUpdaterDecode.call_begin_forward",
+        _DECODE_PLAN,
+        "plans decode over a row's own tokens",
+    ),
+    Seam(
+        f"{_FLASHINFER}.FlashInferIndicesUpdaterPrefill.call_begin_forward",
+        _PREFILL_PLAN,
+        "plans extend over a row's own tokens",
+    ),
+    Seam(f"{_FLASHINFER}._safe_merge_state", ("v_a", "s_a", "v_b", "s_b"), "merges new and cached tokens"),
+)
+
+
 class SeamError(RuntimeError):
     """SGLang is not the one that this version was written for; one line per missing or changed symbol."""
 

@@ -86,6 +86,10 @@ def test_flushing_forgets_contexts(adakv, workload):
     assert workload.ask(adakv, workload.prompts[0], 2)["meta_info"]["cached_tokens"] == 0
 
 
+def test_the_state_says_which_implementation_serves_contexts(adakv):
+    assert set(adakv.state()["attention"]) == {"prefix_extend", "prefix_decode", "suffix"}
+
+
 def test_a_stream_reports_with_its_first_and_its_last_chunk(adakv, workload):
     workload.prepare(adakv, keep_ratio=RATIO)
     body = {

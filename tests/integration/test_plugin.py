@@ -4,12 +4,14 @@ import argparse
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
 
 import pytest
 
 from adakv_sglang.integration import compat
 from adakv_sglang.integration.options import _REQUIRED, from_cli_args, unsupported_options
-from adakv_sglang.integration.seams import HOOKS, SEAMS, Seam, preflight
+from adakv_sglang.integration.seams import CUDA_SEAMS, HOOKS, SEAMS, Seam, preflight
 
 SELECTED = {"attention_backend": "adakv", "radix_cache_backend": "adakv"}
 
@@ -75,6 +77,19 @@ def test_environment_switches_that_change_slots_are_named(monkeypatch):
     assert "SGLANG_RADIX_FORCE_MISS" in line
 
 
+def test_prefill_graphs_that_would_swallow_attention_are_refused():
+    for backend, count in (("breakable", 0), ("disabled", 0), ("full", 1)):
+        config = SimpleNamespace(prefill=SimpleNamespace(backend=backend))
+        assert len(unsupported_options({**SELECTED, "cuda_graph_config": config}.get)) == count
+
+
+@pytest.mark.parametrize("seam", CUDA_SEAMS, ids=lambda seam: seam.symbol.rpartition(".")[2])
+def test_seams_of_the_cuda_backend_are_there(seam):
+    if seam.symbol.endswith("_safe_merge_state") and find_spec("flashinfer") is None:
+        pytest.skip("SGLang defines it where FlashInfer is installed")
+    assert preflight((seam,)) == []
+
+
 def test_one_flag_stands_for_both_backends():
     arguments = argparse.Namespace(enable_adakv=True, attention_backend=None, radix_cache_backend=None)
     from_cli_args(lambda cls, args: None, object, arguments)
@@ -95,6 +110,8 @@ def test_without_the_flag_nothing_is_changed():
 
 REGISTER = """
 import sys
+from importlib.util import find_spec
+from types import SimpleNamespace
 sys.argv = ["server", *{arguments!r}]
 from adakv_sglang.integration import plugin
 {patch}

@@ -19,21 +19,41 @@ def bits(tensor):
     return tensor.view(AS_INTEGER[tensor.dtype.itemsize])
 
 
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 @pytest.mark.parametrize("index_dtype", [torch.int32, torch.int64], ids=str)
 @pytest.mark.parametrize(
     "dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn], ids=str
 )
 @pytest.mark.parametrize("num_copies", [0, 1, 63, 64, 65, 100])
-@pytest.mark.parametrize("head_dim", [64, 96, 128])
-def test_keys_and_values_arrive_bit_for_bit_and_all_else_stays(head_dim, num_copies, dtype, index_dtype):
+@pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+def test_keys_and_values_arrive_bit_for_bit_and_all_else_stays(
+    head_dim, num_copies, dtype, index_dtype, device
+):
     kv = random_bits((2 * OFFSET, head_dim), dtype)
     order = torch.randperm(OFFSET)
     source, destination = order[:num_copies], order[OFFSET - num_copies :]
     want = bits(kv).clone()
     for a, b in zip(source.tolist(), destination.tolist(), strict=True):
         want[b], want[b + OFFSET] = want[a].clone(), want[a + OFFSET].clone()
-    copy_lanes_(kv, source.to(index_dtype), destination.to(index_dtype), value_offset=OFFSET)
-    assert torch.equal(bits(kv), want)
+    moved = kv.to(device)
+    lists = (lanes.to(index_dtype).to(device) for lanes in (source, destination))
+    copy_lanes_(moved, *lists, value_offset=OFFSET)
+    assert torch.equal(bits(moved.cpu()), want)
+
+
+@pytest.mark.gpu
+def test_addresses_beyond_two_to_the_31st_element_are_right():
+    """The pool of a large GPU holds more elements than 32 bits address."""
+    lanes = 2**25
+    kv = torch.zeros(lanes, 128, dtype=torch.bfloat16, device="cuda")
+    kv[lanes // 2 - 1], kv[lanes - 1] = 3, 5
+    copy_lanes_(
+        kv,
+        torch.tensor([lanes // 2 - 1], device="cuda"),
+        torch.tensor([7], device="cuda"),
+        value_offset=lanes // 2,
+    )
+    assert (kv[7] == 3).all() and (kv[7 + lanes // 2] == 5).all()
 
 
 def test_one_lane_may_be_read_twice():

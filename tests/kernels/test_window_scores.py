@@ -1,4 +1,6 @@
-"""`window_scores` against probabilities computed one query at a time in float64."""
+"""`window_scores` against probabilities computed one query at a time in float64; on CUDA too, from a NaN pool."""
+
+import os
 
 import pytest
 import torch
@@ -6,6 +8,8 @@ from helpers import assert_close
 
 from adakv_kernels import window_scores
 
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+TYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])  # numpy has no bfloat16
 SIZES = [(1, 1), (1, 64), (63, 65), (32, 111), (64, 64), (65, 200)]
 
 
@@ -32,7 +36,7 @@ def check(window, num_tokens, num_heads, group, head_dim, dtype):
     assert_close("sum of a row", scores.sum(dim=1), torch.ones(num_heads), 1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize(("window", "num_tokens"), SIZES)
 def test_equals_the_mean_probability_over_window_and_group(window, num_tokens, group, dtype):
@@ -43,6 +47,44 @@ def test_equals_the_mean_probability_over_window_and_group(window, num_tokens, g
 @pytest.mark.parametrize("head_dim", [64, 96, 128])
 def test_equals_it_for_every_head_size(num_heads, head_dim):
     check(5, 65, num_heads, 3, head_dim, torch.float32)
+
+
+@pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
+def test_tokens_may_lie_anywhere_among_rows_that_are_nan(slot_dtype):
+    check_paged(32, 111, 2, 4, 64, torch.float32, torch.device("cpu"), 1e-6, slot_dtype)
+
+
+@pytest.mark.gpu
+class TestOnCuda:
+    """bf16 and fp16 products are exact in float32; float32 ones are rounded to TF32 first."""
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+    @pytest.mark.parametrize("group", [1, 3, 8, 16])
+    @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+    def test_types_groups_and_head_sizes(self, head_dim, group, dtype):
+        check_paged(32, 200, 2, group, head_dim, dtype, torch.device("cuda"), 1e-5)
+
+    @pytest.mark.parametrize(("window", "num_tokens"), [*SIZES, (32, 4097), (1, 1025), (1024, 1024)])
+    def test_sizes_around_every_edge(self, window, num_tokens):
+        check_paged(window, num_tokens, 2, 4, 128, torch.bfloat16, torch.device("cuda"), 1e-5)
+
+    def test_float32(self):
+        check_paged(32, 200, 2, 4, 128, torch.float32, torch.device("cuda"), 2e-3)
+
+
+def check_paged(
+    window, num_tokens, num_heads, group, head_dim, dtype, device, tolerance, slot_dtype=torch.int64
+):
+    """Tokens on scattered rows of a pool that is NaN elsewhere, row 0 included."""
+    query = torch.randn(window, num_heads * group, head_dim).to(dtype)
+    key = torch.randn(num_tokens, num_heads, head_dim).to(dtype)
+    slots = 1 + torch.randperm(2 * num_tokens)[:num_tokens]
+    pool = torch.full((2 * num_tokens + 1, num_heads, head_dim), float("nan"), dtype=dtype)
+    pool[slots] = key
+    scores = window_scores(
+        query.to(device), pool.to(device), scaling=head_dim**-0.5, slots=slots.to(slot_dtype).to(device)
+    )
+    assert_close("scores", scores.cpu(), expected(query, key, head_dim**-0.5), tolerance)
 
 
 def test_queries_without_preference_spread_over_all_that_they_see():
