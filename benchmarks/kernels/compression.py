@@ -1,0 +1,114 @@
+"""Compressing a long document: scores, budgets, selection, page lists and copies of all layers, by part.
+
+Nothing is prefilled: K is random and the queries are too, which costs the same. Compare with the time that the
+server needs to prefill such a document (`prefill_s` of benchmarks/serving/shared_prefix.py).
+
+Run: python benchmarks/kernels/compression.py [--tokens 32768] [--out FILE]   (needs a CUDA device)
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from common import copy_bandwidth, record
+
+from adakv_kernels import copy_lanes_, window_scores
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core import LaneGeometry, LanePool, WindowQueries, compress_prefix
+from adakv_sglang.core.budgets import allocate_budgets
+from adakv_sglang.core.scoring import score_window
+from adakv_sglang.core.selection import select_tokens
+
+HEADS, GROUP, DIM, LAYERS = 8, 4, 128, 32  # Llama-3.1-8B
+
+
+def seconds(call: Callable[[], object], repeats: int = 7) -> float:
+    """Median wall time of a call and of all that it started on the GPU."""
+    taken = []
+    for _ in range(repeats + 2):
+        torch.cuda.synchronize()
+        started = time.perf_counter()
+        call()
+        torch.cuda.synchronize()
+        taken.append(time.perf_counter() - started)
+    return median(taken[2:])
+
+
+class Problem:
+    """A pool with a document on random slots, and the queries of its last tokens."""
+
+    def __init__(self, num_tokens: int, config: AdaKVConfig) -> None:
+        self.config, owned = config, config.num_slots(num_tokens)
+        rows = num_tokens + owned + 64
+        geometry = LaneGeometry(LAYERS, rows, HEADS, DIM)
+        kv = torch.empty(geometry.num_lanes, DIM, dtype=torch.bfloat16, device="cuda").normal_()
+        self.pool = LanePool(kv, geometry)
+        slots = 1 + torch.randperm(rows - 1, device="cuda")
+        self.source, self.owned = slots[:num_tokens], slots[num_tokens : num_tokens + owned]
+        query = torch.randn(LAYERS, config.window, HEADS * GROUP, DIM, dtype=torch.bfloat16, device="cuda")
+        self.queries = WindowQueries(query, (DIM**-0.5,) * LAYERS)
+
+    def run(self) -> None:
+        """All of it."""
+        compress_prefix(self.queries, self.pool, self.source, self.owned, self.config)
+
+    def window_scores(self) -> None:
+        """The kernel alone, all layers."""
+        for layer in range(LAYERS):
+            query = self.queries.query[layer]
+            window_scores(query, self.pool.keys(layer), scaling=DIM**-0.5, slots=self.source)
+
+    def select(self) -> None:
+        """Scores, budgets and selection, all layers."""
+        for layer in range(LAYERS):
+            query, keys = self.queries.query[layer], self.pool.keys(layer)
+            scores = score_window(layer, query, keys, DIM**-0.5, self.config, self.source)
+            select_tokens(scores, allocate_budgets(scores, self.owned.numel(), self.config), self.config)
+
+    def copy(self) -> None:
+        """The copies alone, as many lanes as all layers keep."""
+        geometry = self.pool.geometry
+        destination = geometry.owned_lanes(self.owned)
+        source = geometry.owned_lanes(self.source)[: destination.numel()]
+        copy_lanes_(self.pool.kv, source, destination, value_offset=geometry.value_offset)
+
+
+def main() -> None:
+    """One line per number of tokens."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--tokens", type=int, nargs="+", default=[32768])
+    parser.add_argument("--keep-ratio", type=float, default=0.2)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    bandwidth = copy_bandwidth()
+    for num_tokens in options.tokens:
+        problem = Problem(num_tokens, AdaKVConfig(keep_ratio=options.keep_ratio))
+        problem.run()
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        problem.run()
+        peak = torch.cuda.max_memory_allocated() - before
+        keys = num_tokens * LAYERS * HEADS * DIM * 2
+        scores = seconds(problem.window_scores)
+        figures = {
+            "tokens": num_tokens,
+            "compress_ms": round(seconds(problem.run) * 1000, 2),
+            "window_scores_ms": round(scores * 1000, 2),
+            "window_scores_share_of_copy_bandwidth": round(2 * keys / scores / bandwidth, 3),
+            "scores_and_selection_ms": round(seconds(problem.select) * 1000, 2),
+            "copy_ms": round(seconds(problem.copy) * 1000, 2),
+            "peak_extra_mib": round(peak / 2**20, 1),
+        }
+        record(options.out, figures)
+
+
+if __name__ == "__main__":
+    main()
