@@ -71,3 +71,8 @@ def num_programs(device: torch.device, tile: Tile) -> int:
             3  # the interpreter runs them one after the other; more than one, to test the seams between them
         )
     return torch.cuda.get_device_properties(device).multi_processor_count * tile.per_processor
+
+
+def can_overlap_launches(device: torch.device) -> bool:
+    """Whether a kernel may begin while the one before it ends (programmatic dependent launch)."""
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (9, 0)

@@ -61,24 +61,28 @@ def _launch(
     from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
 
     tile, t = tables.tile, tables
-    shape = {"G": t.query_group, "D": t.head_dim, "CAPACITY": t.capacity, "QUERIES": tile.queries}
+    shape = {"G": t.query_group, "D": t.head_dim, "QUERIES": tile.queries, "PDL": t.pdl}
     shape["BLOCK_D"] = 1 << (t.head_dim - 1).bit_length()
-    chunks, pieces = t.chunks[layer], (t.piece_out, t.piece_lse)
-    of_layer = (chunks, t.start_tile[layer], t.tile_lanes[layer], t.tile_length[layer])
+    of_layer = (t.chunks, t.share, t.start_tile, t.tile_lanes, t.tile_length)
     of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
-    strides = (out.stride(0), out.stride(1), lse.stride(0))
-    numbers = (value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides)
+    of_rows = (t.row_tile, t.row_stride, t.row_place)
+    of_pieces = (t.tile_start, t.tile_pieces, t.tile_room)
+    pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse.stride(0))
+    options = {"launch_pdl": True} if t.pdl else {}
     add_prefix_kernel[(t.programs,)](
-        *(out, lse, query, kv, *of_layer, *of_batch, *pieces, *numbers),
+        *(out, lse, query, kv, *(table[layer] for table in of_layer), *of_batch, *pieces),
+        *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
         **shape,
         KEYS=tile.keys,
         KEYS_FIRST=tile.keys_first,
         num_warps=tile.num_warps,
         num_stages=tile.num_stages,
+        **options,
     )
     merge_pieces_kernel[(query.shape[0], query.shape[1])](
-        *(out, lse, t.row_tile, t.row_stride, t.row_place, chunks, *pieces, t.programs, *strides),
+        *(out, lse, *of_rows, *(table[layer] for table in of_pieces), *pieces, *strides),
         **shape,
         PIECES=8,
         num_warps=1,
+        **options,
     )

@@ -4,20 +4,23 @@ The work of a layer is a line of chunks: tile after tile, `KEYS` lanes each. Of 
 there are chunks) program p takes the chunks [p * total // P, (p + 1) * total // P), whatever tiles they
 belong to. A tile that lies in one share is finished there. Of a tile that does not, every program writes
 its piece, a partial state: room `2 * p` if the piece is the first of the program's share, else `2 * p + 1`.
-The merge finds a tile's pieces by the same arithmetic. Heads of any lengths are balanced, and nothing is
-planned on the host.
+A second launch merges the pieces. Heads of any lengths are balanced, and nothing is planned on the host.
+
+PDL: on devices that can (compute capability 9.0), a launch begins while the one before it ends, and waits
+(`gdc_wait`) before it touches what that one reads or writes.
 """
 
 import triton
 import triton.language as tl
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 
 @triton.jit
 def describe_tiles_kernel(
-    p_pages, p_tile_entry, p_tile_head, p_num_tiles, p_chunks, p_tile_lanes, p_tile_length, H,
-    CAPACITY: tl.constexpr, KEYS: tl.constexpr,
+    p_pages, p_tile_entry, p_tile_head, p_num_tiles, p_chunks, p_tile_lanes, p_tile_length, p_tile_start,
+    p_tile_pieces, p_tile_room, H, programs, CAPACITY: tl.constexpr, KEYS: tl.constexpr,
 ):  # fmt: skip
-    """One program per layer: each tile's lanes, and how many chunks lie before it, `[CAPACITY + 1]`."""
+    """One program per layer: each tile's lanes, the chunks before it `[CAPACITY + 1]`, and who works on it."""
     i_l = tl.program_id(0).to(tl.int64)
     o_t = tl.arange(0, CAPACITY)
     m_t = o_t < tl.load(p_num_tiles)
@@ -29,24 +32,40 @@ def describe_tiles_kernel(
     b_start = tl.load(p_indptr, mask=m_t, other=0)
     b_length = tl.load(p_indptr + 1, mask=m_t, other=0) - b_start
     b_lanes = tl.load(p_pages + 2 * b_entry + 1, mask=m_t, other=0)
-    tl.store(p_tile_lanes + i_l * CAPACITY + o_t, b_lanes + 4 * b_start.to(tl.int64))  # address of an int32
-    tl.store(p_tile_length + i_l * CAPACITY + o_t, b_length)
+    o_out = i_l * CAPACITY + o_t
+    tl.store(p_tile_lanes + o_out, b_lanes + 4 * b_start.to(tl.int64))  # address of an int32
+    tl.store(p_tile_length + o_out, b_length)
+    b_chunks = (b_length + KEYS - 1) // KEYS
+    b_ends = tl.cumsum(b_chunks, 0)
     p_out = p_chunks + i_l * (CAPACITY + 1)
     tl.store(p_out, 0)
-    tl.store(p_out + 1 + o_t, tl.cumsum((b_length + KEYS - 1) // KEYS, 0))
+    tl.store(p_out + 1 + o_t, b_ends)
+    total = tl.maximum(tl.sum(b_chunks, 0), 1).to(tl.int64)
+    shares = tl.minimum(total, programs)
+    b_first = ((b_ends - b_chunks + 1) * shares - 1) // total
+    b_last = (b_ends * shares - 1) // total
+    tl.store(p_tile_start + o_out, b_first.to(tl.int32))
+    b_later = (b_first * total // shares < b_ends - b_chunks).to(tl.int64)  # it begins within the share
+    tl.store(p_tile_room + o_out, (2 * b_first + b_later).to(tl.int32))
+    tl.store(p_tile_pieces + o_out, tl.where(b_chunks > 0, b_last - b_first + 1, 0).to(tl.int32))
 
 
 @triton.jit
-def find_starts_kernel(p_chunks, p_start_tile, programs, CAPACITY: tl.constexpr, BLOCK: tl.constexpr):
-    """The tile in which each program's share of a layer begins, `[layers, programs]`."""
+def divide_work_kernel(
+    p_chunks, p_share, p_start_tile, programs, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Where each program's share of a layer begins: the chunk, `[layers, programs + 1]`, and the tile."""
     i_l = tl.program_id(0).to(tl.int64)
     o_p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     p_before = p_chunks + i_l * (CAPACITY + 1)
     total = tl.load(p_before + CAPACITY).to(tl.int64)
-    b_chunk = o_p.to(tl.int64) * total // tl.maximum(tl.minimum(total, programs), 1)
+    shares = tl.maximum(tl.minimum(total, programs), 1)
+    b_chunk = tl.minimum(o_p.to(tl.int64) * total // shares, total)
     b_ends = tl.load(p_before + 1 + tl.arange(0, CAPACITY))
     b_tile = tl.sum((b_ends[None, :] <= b_chunk[:, None]).to(tl.int32), 1)
-    tl.store(p_start_tile + i_l * programs + o_p, b_tile, mask=o_p < programs)
+    o_out = i_l * (programs + 1) + o_p
+    tl.store(p_share + o_out, b_chunk.to(tl.int32), mask=o_p <= programs)
+    tl.store(p_start_tile + o_out, b_tile, mask=o_p <= programs)
 
 
 @triton.jit
@@ -119,24 +138,23 @@ def _add_state(p_out, p_lse, b_out, b_lse, m_out, m_lse):
 
 @triton.jit
 def add_prefix_kernel(
-    p_out, p_lse, p_q, p_kv, p_chunks, p_start_tile, p_tile_lanes, p_tile_length, p_tile_head, p_tile_first,
-    p_tile_count, p_tokens, p_piece_out, p_piece_lse, value_offset, scale_log2,
-    stride_q_token, stride_q_head, stride_token, stride_head, stride_lse,
-    G: tl.constexpr, D: tl.constexpr, CAPACITY: tl.constexpr,
-    QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr, KEYS_FIRST: tl.constexpr,
+    p_out, p_lse, p_q, p_kv, p_chunks, p_share, p_start_tile, p_tile_lanes, p_tile_length, p_tile_head,
+    p_tile_first, p_tile_count, p_tokens, p_piece_out, p_piece_lse,
+    value_offset, scale_log2, stride_q_token, stride_q_head, stride_token, stride_head, stride_lse,
+    G: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, KEYS: tl.constexpr, BLOCK_D: tl.constexpr,
+    KEYS_FIRST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Finish the tiles of this program's share, and write its pieces of those that it shares with others."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
     i_p = tl.program_id(0).to(tl.int64)
-    total = tl.load(p_chunks + CAPACITY).to(tl.int64)
-    programs = tl.minimum(total, tl.num_programs(0))
-    if i_p >= programs:
-        return
-    share = (i_p * total // programs).to(tl.int32)
-    stop = ((i_p + 1) * total // programs).to(tl.int32)
+    share = tl.load(p_share + i_p)
+    stop = tl.load(p_share + i_p + 1)
+    tile = tl.load(p_start_tile + i_p)
     o_m = tl.arange(0, QUERIES)
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
-    tile = tl.load(p_start_tile + i_p)
     chunk = share
     while chunk < stop:
         first = tl.load(p_chunks + tile)
@@ -146,11 +164,10 @@ def add_prefix_kernel(
             head = tl.load(p_tile_head + tile)
             p_lanes = tl.load(p_tile_lanes + tile).to(tl.pointer_type(tl.int32))
             length = tl.load(p_tile_length + tile)
+            o_token = tl.load(p_tile_first + tile) + o_m // G
             m_m = o_m // G < tl.load(p_tile_count + tile)
             m_o = m_m[:, None] & m_d[None, :]
-            b_token = tl.load(p_tokens + tl.load(p_tile_first + tile) + o_m // G, mask=m_m, other=0).to(
-                tl.int64
-            )
+            b_token = tl.load(p_tokens + o_token, mask=m_m, other=0).to(tl.int64)
             b_head = head * G + o_m % G
             p_row = p_q + b_token * stride_q_token + b_head * stride_q_head
             b_q = tl.load(p_row[:, None] + o_d[None, :], mask=m_o, other=0.0)
@@ -158,36 +175,12 @@ def add_prefix_kernel(
             end = tl.minimum((last - first) * KEYS, length)
             if KEYS_FIRST:
                 b_out, b_lse = _attend_keys_first(
-                    b_q,
-                    p_kv,
-                    p_lanes,
-                    start,
-                    end,
-                    value_offset,
-                    scale_log2,
-                    o_d,
-                    m_d,
-                    D,
-                    QUERIES,
-                    KEYS,
-                    BLOCK_D,
-                )
+                    b_q, p_kv, p_lanes, start, end, value_offset, scale_log2, o_d, m_d, D, QUERIES, KEYS, BLOCK_D
+                )  # fmt: skip
             else:
                 b_out, b_lse = _attend(
-                    b_q,
-                    p_kv,
-                    p_lanes,
-                    start,
-                    end,
-                    value_offset,
-                    scale_log2,
-                    o_d,
-                    m_d,
-                    D,
-                    QUERIES,
-                    KEYS,
-                    BLOCK_D,
-                )
+                    b_q, p_kv, p_lanes, start, end, value_offset, scale_log2, o_d, m_d, D, QUERIES, KEYS, BLOCK_D
+                )  # fmt: skip
             if (chunk == first) & (last == tile_end):
                 p_o = p_out + (b_token * stride_token + b_head * stride_head)[:, None] + o_d[None, :]
                 _add_state(p_o, p_lse + b_token * stride_lse + b_head, b_out, b_lse, m_o, m_m)
@@ -201,44 +194,42 @@ def add_prefix_kernel(
 
 @triton.jit
 def merge_pieces_kernel(
-    p_out, p_lse, p_row_tile, p_row_stride, p_row_place, p_chunks, p_piece_out, p_piece_lse, programs,
-    stride_token, stride_head, stride_lse,
-    G: tl.constexpr, D: tl.constexpr, CAPACITY: tl.constexpr, QUERIES: tl.constexpr,
-    PIECES: tl.constexpr, BLOCK_D: tl.constexpr,
+    p_out, p_lse, p_row_tile, p_row_stride, p_row_place, p_tile_start, p_tile_pieces, p_tile_room,
+    p_piece_out, p_piece_lse, stride_token, stride_head, stride_lse,
+    G: tl.constexpr, D: tl.constexpr, QUERIES: tl.constexpr, PIECES: tl.constexpr, BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """Add the pieces of one query row and head to its suffix state, in place; lse in base 2."""
+    """Add the pieces of one query row and head to its suffix state, in place; lse in base 2.
+
+    The first launch has waited before it lets this one begin: the tables are there.
+    """
     i_t = tl.program_id(0).to(tl.int64)
     i_q = tl.program_id(1)
     row_tile = tl.load(p_row_tile + i_t)
-    if row_tile < 0:
-        return
-    total = tl.load(p_chunks + CAPACITY).to(tl.int64)
+    m_t = row_tile >= 0
     tile = row_tile + (i_q // G) * tl.load(p_row_stride + i_t)
-    first = tl.load(p_chunks + tile).to(tl.int64)
-    last = tl.load(p_chunks + tile + 1).to(tl.int64)
-    if last == first:
-        return
-    shares = tl.minimum(total, programs)
-    start = ((first + 1) * shares - 1) // total  # the programs that worked on this tile
-    stop = (last * shares - 1) // total + 1
-    if stop - start == 1:
-        return  # one program did, and finished it
+    pieces = tl.load(p_tile_pieces + tile, mask=m_t, other=0)
+    start = tl.load(p_tile_start + tile, mask=m_t, other=0).to(tl.int64)
+    room = tl.load(p_tile_room + tile, mask=m_t, other=0).to(tl.int64)
     row = tl.load(p_row_place + i_t) * G + i_q % G
+    if PDL:
+        gdc_wait()
+    if pieces < 2:
+        return  # no context, no key, or one program had the whole tile and finished it
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     p_state = p_lse + i_t * stride_lse + i_q
     p_o = p_out + i_t * stride_token + i_q * stride_head + o_d
     top = tl.load(p_state)
-    weight = 1.0
     b_out = tl.load(p_o, mask=m_d, other=0.0).to(tl.float32)
-    for i_p in range(start, stop, PIECES):
-        o_p = i_p + tl.arange(0, PIECES)
-        m_p = o_p < stop
-        b_later = (o_p * total // shares < first).to(tl.int64)  # the tile began within the share
-        o_piece = (2 * o_p + b_later) * QUERIES + row
-        b_lse = tl.load(p_piece_lse + o_piece, mask=m_p, other=float("-inf"))
+    weight = 1.0
+    for i in range(0, pieces, PIECES):
+        o_i = i + tl.arange(0, PIECES)
+        m_i = o_i < pieces
+        o_piece = tl.where(o_i == 0, room, 2 * (start + o_i)) * QUERIES + row
+        b_lse = tl.load(p_piece_lse + o_piece, mask=m_i, other=float("-inf"))
         p_piece = p_piece_out + o_piece[:, None] * D + o_d[None, :]
-        b_piece = tl.load(p_piece, mask=m_p[:, None] & m_d[None, :], other=0.0)  # [PIECES, BLOCK_D]
+        b_piece = tl.load(p_piece, mask=m_i[:, None] & m_d[None, :], other=0.0)  # [PIECES, BLOCK_D]
         new = tl.maximum(top, tl.max(b_lse, 0))
         b_add = tl.exp2(b_lse - new)
         old = tl.exp2(top - new)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 
-from adakv_kernels.launch import Tile, num_programs, prefix_tile, shared_bytes
+from adakv_kernels.launch import Tile, can_overlap_launches, num_programs, prefix_tile, shared_bytes
 from adakv_kernels.prefix_batch.layout import lay_out_batch
 
 
@@ -42,24 +42,24 @@ class PrefixTables:
         self.max_rows, self.max_entries = max_rows, max_entries
         self.capacity = max(16, 1 << (worst - 1).bit_length())  # tiles, a power of two
         self.programs = num_programs(device, self.tile)
+        self.pdl = can_overlap_launches(device)
         self._allocate()
 
     def _allocate(self) -> None:
         rows, tiles = self.max_rows, self.capacity
-        self._sizes = {
-            "num_tiles": 1,
-            "tokens": rows,
-            "row_tile": rows,
-            "row_stride": rows,
-            "row_place": rows,
-        }
+        self._sizes = {"num_tiles": 1}
+        self._sizes |= dict.fromkeys(("tokens", "row_tile", "row_stride", "row_place"), rows)
         self._sizes |= dict.fromkeys(("tile_entry", "tile_head", "tile_first", "tile_count"), tiles)
         self._integers = torch.zeros(sum(self._sizes.values()), dtype=torch.int32, device=self.device)
         self._views = self._cut(self._integers)
         self.pages = torch.zeros(self.max_entries, 2, dtype=torch.int64, device=self.device)
         self.chunks = self._per_layer(self.capacity + 1)
-        self.start_tile = self._per_layer(self.programs)
+        self.share = self._per_layer(self.programs + 1)
+        self.start_tile = self._per_layer(self.programs + 1)
         self.tile_length = self._per_layer(self.capacity)
+        self.tile_start = self._per_layer(self.capacity)
+        self.tile_pieces = self._per_layer(self.capacity)
+        self.tile_room = self._per_layer(self.capacity)
         self.tile_lanes = self._per_layer(self.capacity, torch.int64)
         self.piece_out = torch.empty(2 * self.programs, self.tile.queries, self.head_dim, device=self.device)
         self.piece_lse = torch.empty(2 * self.programs, self.tile.queries, device=self.device)
@@ -126,7 +126,7 @@ class PrefixTables:
         self.load([], [], 0)
 
     def _describe(self) -> None:
-        from adakv_kernels.prefix_batch.kernel import describe_tiles_kernel, find_starts_kernel
+        from adakv_kernels.prefix_batch.kernel import describe_tiles_kernel, divide_work_kernel
 
         describe_tiles_kernel[(self.num_layers,)](
             self.pages,
@@ -136,11 +136,15 @@ class PrefixTables:
             self.chunks,
             self.tile_lanes,
             self.tile_length,
+            self.tile_start,
+            self.tile_pieces,
+            self.tile_room,
             self.num_heads,
+            self.programs,
             CAPACITY=self.capacity,
             KEYS=self.tile.keys,
         )
         block = max(1, 4096 // self.capacity)
-        find_starts_kernel[(self.num_layers, -(-self.programs // block))](
-            self.chunks, self.start_tile, self.programs, CAPACITY=self.capacity, BLOCK=block
+        divide_work_kernel[(self.num_layers, self.programs // block + 1)](
+            self.chunks, self.share, self.start_tile, self.programs, CAPACITY=self.capacity, BLOCK=block
         )
