@@ -29,12 +29,18 @@ class ContextBatch:
     """
 
     def __init__(
-        self, lanes: LanePool, query_group: int, dtype: torch.dtype, rows: int, rows_per_context: int
+        self,
+        lanes: LanePool,
+        query_group: int,
+        dtype: torch.dtype,
+        rows: int,
+        entries: int,
+        rows_per_context: int,
     ) -> None:
         geometry = lanes.geometry
         self.tables = PrefixTables(
             max_rows=rows,
-            max_entries=min(rows, 4096),
+            max_entries=entries,
             num_layers=geometry.num_layers,
             num_heads=geometry.num_heads,
             query_group=query_group,

@@ -25,6 +25,7 @@ from adakv_sglang.integration.context_batch import ContextBatch, Shift
 from adakv_sglang.integration.graph_variants import WITH_CONTEXTS
 from adakv_sglang.integration.pool import lane_pool
 from adakv_sglang.integration.request_state import RequestStates
+from adakv_sglang.integration.warm_up import compile_attention, compile_compression
 
 FEW_ROWS = 4  # decode batches up to this size use smaller tiles
 
@@ -119,7 +120,9 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         self.shift: Shift | None = None
         self._states = states
         self._dtype = model_runner.dtype
+        self._max_requests: int = self.req_to_token_pool.size
         self._decode: dict[bool, ContextBatch] = {}
+        self._large: ContextBatch | None = None
         self._extend: ContextBatch | None = None
         self._tables: PrefixTables | None = None
         self._captures: tuple[CaptureRows, ...] = ()
@@ -160,8 +163,7 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, *args: Any, **kwargs: Any) -> None:
         """Allocate the tables that captured graphs read."""
         super().init_cuda_graph_state(max_bs, max_num_tokens, *args, **kwargs)
-        for few in (True, False):
-            self._decode[few] = self._new_batch(max_bs if not few else FEW_ROWS, 1 if few else 8)
+        self._decode = self._decode_batches(max_bs)
 
     def _prepare_cuda_graph_metadata(
         self, bs: int, num_tokens: int, forward_mode: Any, spec_info: Any
@@ -191,18 +193,39 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
             self._captures = find_captures(states, counts, forward_batch.extend_prefix_lens_cpu)
         if any(contexts):
             rows = sum(counts)
-            if self._extend is None or self._extend.max_rows < rows:
-                self._extend = self._new_batch(max(1024, 1 << (rows - 1).bit_length()), 1024)
-            self.shift, self._tables = self._extend.load(contexts, counts), self._extend.tables
+            batch = self._extend_batch(rows)
+            self.shift, self._tables = batch.load(contexts, counts), batch.tables
+
+    def _extend_batch(self, rows: int) -> ContextBatch:
+        if self._extend is None or self._extend.max_rows < rows:
+            self._extend = self._new_batch(1 << (rows - 1).bit_length(), 1024)
+        return self._extend
 
     def _decode_batch(self, bs: int) -> ContextBatch:
-        few = bs <= FEW_ROWS
-        if few not in self._decode or self._decode[few].max_rows < bs:
-            self._decode[few] = self._new_batch(bs, 1 if few else 8)
-        return self._decode[few]
+        batch = self._decode.get(bs <= FEW_ROWS)
+        if batch is not None and bs <= batch.max_rows:
+            return batch
+        if self._large is None or self._large.max_rows < bs:  # captured graphs read the others: they stay
+            self._large = self._new_batch(1 << (bs - 1).bit_length(), 8)
+        return self._large
+
+    def _decode_batches(self, rows: int) -> dict[bool, ContextBatch]:
+        return {True: self._new_batch(FEW_ROWS, 1), False: self._new_batch(rows, 8)}
 
     def _new_batch(self, rows: int, rows_per_context: int) -> ContextBatch:
-        return ContextBatch(self.lanes, self._group, self._dtype, rows, rows_per_context)
+        entries = min(rows, self._max_requests)
+        return ContextBatch(self.lanes, self._group, self._dtype, rows, entries, rows_per_context)
+
+    def warm_up(self, window: int, prefill_tokens: int) -> None:
+        """Allocate tables for batches of the usual sizes and compile every kernel; raises what a kernel raises.
+
+        window: queries of a compression. prefill_tokens: most new tokens of an extend batch, as a rule.
+        """
+        self._decode = self._decode or self._decode_batches(self._max_requests)
+        batches = [*self._decode.values(), self._extend_batch(prefill_tokens + self._max_requests)]
+        compile_attention(self.lanes, [batch.tables for batch in batches])
+        compile_compression(self.lanes, self._group, self._dtype, window)
+        torch.cuda.synchronize()
 
     # -- layers ---------------------------------------------------------------------------------
 

@@ -65,6 +65,11 @@ class Runtime:
                 "--radix-cache-backend adakv: expected --attention-backend adakv beside it, got "
                 f"{type(backend).__name__}; use --enable-adakv for both"
             )
+        if backend.lanes.kv.is_cuda:
+            args = context.server_args
+            backend.warm_up(
+                self.config.window, max(args.chunked_prefill_size or 0, args.max_prefill_tokens or 0)
+            )
         params = context.params
         params.component_registry_override = {ComponentType.FULL: AdaKVFullComponent}
         build = functools.partial(

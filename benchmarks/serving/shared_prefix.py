@@ -51,7 +51,7 @@ def measure(
     length = options.question_tokens
     closed_load(server.port, questions(documents, 8, length, 99), 8, 8)  # warm up
     for concurrency in options.concurrency:
-        prompts = questions(documents, max(8, 2 * concurrency), length, concurrency)
+        prompts = questions(documents, max(16, 4 * concurrency), length, concurrency)
         figures = closed_load(server.port, prompts, concurrency, options.new_tokens)
         record(options.out, {**what, "concurrency": concurrency, **figures})
 

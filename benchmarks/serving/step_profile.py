@@ -15,7 +15,7 @@ from local_server import Server
 STEPS = 8
 KINDS = (  # first match names the kind; the rest is "other"
     ("prefix attention", ("add_prefix_kernel",)),
-    ("prefix merge", ("merge_pieces_kernel",)),
+    ("prefix merge, waiting for the attention included", ("merge_pieces_kernel",)),
     (
         "suffix attention",
         ("Paged", "SinglePrefill", "BatchPrefill", "BatchDecode", "PersistentVariableLength"),
@@ -33,9 +33,9 @@ KINDS = (  # first match names the kind; the rest is "other"
 def profile_decode(server: Server, prompts: list[list[int]], folder: Path, out: Path | None) -> None:
     """Profile some decode steps of all prompts at once, and record GPU microseconds per step by kind."""
     folder.mkdir(parents=True, exist_ok=True)
-    load = threading.Thread(target=closed_load, args=(server.port, prompts, len(prompts), 400))
+    load = threading.Thread(target=closed_load, args=(server.port, prompts, len(prompts), 250))
     load.start()
-    time.sleep(3)  # all prompts are in decode by then
+    time.sleep(2)  # all prompts are in decode by then
     wish = {"output_dir": str(folder), "num_steps": STEPS, "activities": ["CPU", "GPU"]}
     server.call("/start_profile", wish)
     load.join()

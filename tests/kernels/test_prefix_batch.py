@@ -111,6 +111,10 @@ class TestTypesAndSizes:
     def test_many_rows_on_one_context_are_cut_into_tiles(self, rows):
         Case([[[130, 5]]], [list(range(rows))], rows, 4, 64, torch.float32).check()
 
+    def test_more_tiles_than_are_described_at_a_time(self):
+        heads = [3, 0, 65, 7, 1, 2, 9, 4]
+        Case([[heads]] * 40, [[row] for row in range(40)], 40, 1, 64, torch.float32).check()
+
     def test_a_query_group_of_16(self):
         Case([[[66, 5]]], [[0, 1, 2]], 3, 16, 64, torch.float32).check()
 

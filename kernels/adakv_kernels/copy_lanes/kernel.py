@@ -5,7 +5,7 @@ import triton
 import triton.language as tl
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["n"], do_not_specialize_on_alignment=["p_source", "p_destination"])
 def copy_lanes_kernel(
     p_kv,
     p_source,

@@ -63,14 +63,12 @@ def _launch(
     tile, t = tables.tile, tables
     shape = {"G": t.query_group, "D": t.head_dim, "QUERIES": tile.queries, "PDL": t.pdl}
     shape["BLOCK_D"] = 1 << (t.head_dim - 1).bit_length()
-    of_layer = (t.chunks, t.share, t.start_tile, t.tile_lanes, t.tile_length)
     of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
     of_rows = (t.row_tile, t.row_stride, t.row_place)
-    of_pieces = (t.tile_start, t.tile_pieces, t.tile_room)
     pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse.stride(0))
     options = {"launch_pdl": True} if t.pdl else {}
     add_prefix_kernel[(t.programs,)](
-        *(out, lse, query, kv, *(table[layer] for table in of_layer), *of_batch, *pieces),
+        *(out, lse, query, kv, *t.work_of_layer[layer], *of_batch, *pieces),
         *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
         **shape,
         KEYS=tile.keys,
@@ -80,7 +78,7 @@ def _launch(
         **options,
     )
     merge_pieces_kernel[(query.shape[0], query.shape[1])](
-        *(out, lse, *of_rows, *(table[layer] for table in of_pieces), *pieces, *strides),
+        *(out, lse, *of_rows, *t.pieces_of_layer[layer], *pieces, *strides),
         **shape,
         PIECES=8,
         num_warps=1,

@@ -14,58 +14,79 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
+# Slices of tables: every layer's begins elsewhere, and must not be compiled for anew.
+_TABLES = [
+    *("p_chunks", "p_share", "p_start_tile", "p_tile_lanes", "p_tile_length", "p_tile_head", "p_tile_first"),
+    *("p_tile_count", "p_tokens", "p_row_tile", "p_row_stride", "p_row_place", "p_tile_start"),
+    *("p_tile_pieces", "p_tile_room"),
+]
+
 
 @triton.jit
 def describe_tiles_kernel(
-    p_pages, p_tile_entry, p_tile_head, p_num_tiles, p_chunks, p_tile_lanes, p_tile_length, p_tile_start,
-    p_tile_pieces, p_tile_room, H, programs, CAPACITY: tl.constexpr, KEYS: tl.constexpr,
+    p_pages, p_tile_entry, p_tile_head, p_num_tiles, p_chunks, p_tile_lanes, p_tile_length, H, capacity,
+    KEYS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One program per layer: each tile's lanes, the chunks before it `[CAPACITY + 1]`, and who works on it."""
+    """One program per layer: each tile's lanes, and how many chunks lie before it, `[capacity + 1]`."""
     i_l = tl.program_id(0).to(tl.int64)
-    o_t = tl.arange(0, CAPACITY)
-    m_t = o_t < tl.load(p_num_tiles)
-    b_entry = tl.load(p_tile_entry + o_t, mask=m_t, other=0)
-    b_head = tl.load(p_tile_head + o_t, mask=m_t, other=0)
-    p_indptr = (
-        tl.load(p_pages + 2 * b_entry, mask=m_t, other=0).to(tl.pointer_type(tl.int32)) + i_l * H + b_head
-    )
-    b_start = tl.load(p_indptr, mask=m_t, other=0)
-    b_length = tl.load(p_indptr + 1, mask=m_t, other=0) - b_start
-    b_lanes = tl.load(p_pages + 2 * b_entry + 1, mask=m_t, other=0)
-    o_out = i_l * CAPACITY + o_t
-    tl.store(p_tile_lanes + o_out, b_lanes + 4 * b_start.to(tl.int64))  # address of an int32
-    tl.store(p_tile_length + o_out, b_length)
-    b_chunks = (b_length + KEYS - 1) // KEYS
-    b_ends = tl.cumsum(b_chunks, 0)
-    p_out = p_chunks + i_l * (CAPACITY + 1)
+    num_tiles = tl.load(p_num_tiles)
+    p_out = p_chunks + i_l * (capacity + 1)
     tl.store(p_out, 0)
-    tl.store(p_out + 1 + o_t, b_ends)
-    total = tl.maximum(tl.sum(b_chunks, 0), 1).to(tl.int64)
-    shares = tl.minimum(total, programs)
-    b_first = ((b_ends - b_chunks + 1) * shares - 1) // total
-    b_last = (b_ends * shares - 1) // total
-    tl.store(p_tile_start + o_out, b_first.to(tl.int32))
-    b_later = (b_first * total // shares < b_ends - b_chunks).to(tl.int64)  # it begins within the share
-    tl.store(p_tile_room + o_out, (2 * b_first + b_later).to(tl.int32))
-    tl.store(p_tile_pieces + o_out, tl.where(b_chunks > 0, b_last - b_first + 1, 0).to(tl.int32))
+    before = 0
+    for i_t in range(0, num_tiles, BLOCK):
+        o_t = i_t + tl.arange(0, BLOCK)
+        m_t = o_t < num_tiles
+        b_entry = tl.load(p_tile_entry + o_t, mask=m_t, other=0)
+        b_head = tl.load(p_tile_head + o_t, mask=m_t, other=0)
+        b_indptr = tl.load(p_pages + 2 * b_entry, mask=m_t, other=0).to(tl.pointer_type(tl.int32))
+        b_start = tl.load(b_indptr + i_l * H + b_head, mask=m_t, other=0)
+        b_length = tl.load(b_indptr + i_l * H + b_head + 1, mask=m_t, other=0) - b_start
+        b_lanes = tl.load(p_pages + 2 * b_entry + 1, mask=m_t, other=0)
+        tl.store(p_tile_lanes + i_l * capacity + o_t, b_lanes + 4 * b_start.to(tl.int64), mask=m_t)  # address
+        tl.store(p_tile_length + i_l * capacity + o_t, b_length, mask=m_t)
+        b_chunks = (b_length + KEYS - 1) // KEYS
+        tl.store(p_out + 1 + o_t, before + tl.cumsum(b_chunks, 0), mask=m_t)
+        before += tl.sum(b_chunks, 0)
 
 
 @triton.jit
 def divide_work_kernel(
-    p_chunks, p_share, p_start_tile, programs, CAPACITY: tl.constexpr, BLOCK: tl.constexpr
-):
-    """Where each program's share of a layer begins: the chunk, `[layers, programs + 1]`, and the tile."""
+    p_num_tiles, p_chunks, p_share, p_start_tile, p_tile_start, p_tile_pieces, p_tile_room, programs, capacity,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Where each program's share of a layer begins, chunk and tile, `[programs + 1]`; who works on each tile."""
     i_l = tl.program_id(0).to(tl.int64)
-    o_p = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    p_before = p_chunks + i_l * (CAPACITY + 1)
-    total = tl.load(p_before + CAPACITY).to(tl.int64)
+    o = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    num_tiles = tl.load(p_num_tiles)
+    p_before = p_chunks + i_l * (capacity + 1)
+    total = tl.load(p_before + num_tiles).to(tl.int64)
     shares = tl.maximum(tl.minimum(total, programs), 1)
-    b_chunk = tl.minimum(o_p.to(tl.int64) * total // shares, total)
-    b_ends = tl.load(p_before + 1 + tl.arange(0, CAPACITY))
-    b_tile = tl.sum((b_ends[None, :] <= b_chunk[:, None]).to(tl.int32), 1)
-    o_out = i_l * (programs + 1) + o_p
-    tl.store(p_share + o_out, b_chunk.to(tl.int32), mask=o_p <= programs)
-    tl.store(p_start_tile + o_out, b_tile, mask=o_p <= programs)
+    if tl.program_id(1) * BLOCK <= programs:
+        b_chunk = tl.minimum(o.to(tl.int64) * total // shares, total)
+        b_low = tl.zeros([BLOCK], tl.int32)
+        b_high = tl.zeros([BLOCK], tl.int32) + num_tiles
+        for _ in range(0, 31):  # the first tile that ends behind the chunk
+            b_middle = (b_low + b_high) // 2
+            m = b_low < b_high
+            b_ends = tl.load(p_before + 1 + b_middle, mask=m, other=0) <= b_chunk
+            b_low = tl.where(m & b_ends, b_middle + 1, b_low)
+            b_high = tl.where(m & ~b_ends, b_middle, b_high)
+        o_out = i_l * (programs + 1) + o
+        tl.store(p_share + o_out, b_chunk.to(tl.int32), mask=o <= programs)
+        tl.store(p_start_tile + o_out, b_low, mask=o <= programs)
+    if tl.program_id(1) * BLOCK < num_tiles:
+        m_t = o < num_tiles
+        b_from = tl.load(p_before + o, mask=m_t, other=0).to(tl.int64)
+        b_to = tl.load(p_before + o + 1, mask=m_t, other=0).to(tl.int64)
+        divisor = tl.maximum(total, 1)
+        b_first = ((b_from + 1) * shares - 1) // divisor
+        b_last = (b_to * shares - 1) // divisor
+        b_later = (b_first * total // shares < b_from).to(tl.int64)  # the tile begins within the share
+        o_out = i_l * capacity + o
+        tl.store(p_tile_start + o_out, b_first.to(tl.int32), mask=m_t)
+        tl.store(p_tile_room + o_out, (2 * b_first + b_later).to(tl.int32), mask=m_t)
+        b_pieces = tl.where(b_to > b_from, b_last - b_first + 1, 0)
+        tl.store(p_tile_pieces + o_out, b_pieces.to(tl.int32), mask=m_t)
 
 
 @triton.jit
@@ -136,7 +157,7 @@ def _add_state(p_out, p_lse, b_out, b_lse, m_out, m_lse):
     tl.store(p_lse, b_new + tl.log2(b_sum), mask=m_lse)
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_TABLES)
 def add_prefix_kernel(
     p_out, p_lse, p_q, p_kv, p_chunks, p_share, p_start_tile, p_tile_lanes, p_tile_length, p_tile_head,
     p_tile_first, p_tile_count, p_tokens, p_piece_out, p_piece_lse,
@@ -192,7 +213,7 @@ def add_prefix_kernel(
         tile += 1
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=_TABLES)
 def merge_pieces_kernel(
     p_out, p_lse, p_row_tile, p_row_stride, p_row_place, p_tile_start, p_tile_pieces, p_tile_room,
     p_piece_out, p_piece_lse, stride_token, stride_head, stride_lse,

@@ -7,6 +7,8 @@ import torch
 from adakv_kernels.launch import Tile, can_overlap_launches, num_programs, prefix_tile, shared_bytes
 from adakv_kernels.prefix_batch.layout import lay_out_batch
 
+_BLOCK = 256
+
 
 class PrefixTables:
     """What the kernels read instead of arguments: written between batches, read by captured graphs.
@@ -40,7 +42,7 @@ class PrefixTables:
             )
         worst = (max_entries + max_rows // self.tokens_per_tile) * num_heads
         self.max_rows, self.max_entries = max_rows, max_entries
-        self.capacity = max(16, 1 << (worst - 1).bit_length())  # tiles, a power of two
+        self.capacity = max(16, worst)  # tiles
         self.programs = num_programs(device, self.tile)
         self.pdl = can_overlap_launches(device)
         self._allocate()
@@ -64,6 +66,11 @@ class PrefixTables:
         self.piece_out = torch.empty(2 * self.programs, self.tile.queries, self.head_dim, device=self.device)
         self.piece_lse = torch.empty(2 * self.programs, self.tile.queries, device=self.device)
         self._held: list[tuple[torch.Tensor, torch.Tensor]] = []
+        divided = (self.chunks, self.share, self.start_tile, self.tile_lanes, self.tile_length)
+        pieces = (self.tile_start, self.tile_pieces, self.tile_room)
+        layers = range(self.num_layers)
+        self.work_of_layer = [tuple(table[layer] for table in divided) for layer in layers]
+        self.pieces_of_layer = [tuple(table[layer] for table in pieces) for layer in layers]
 
     def _cut(self, integers: torch.Tensor) -> dict[str, torch.Tensor]:
         parts = torch.split(integers, list(self._sizes.values()))
@@ -128,23 +135,16 @@ class PrefixTables:
     def _describe(self) -> None:
         from adakv_kernels.prefix_batch.kernel import describe_tiles_kernel, divide_work_kernel
 
+        tables = (self.chunks, self.tile_lanes, self.tile_length)
         describe_tiles_kernel[(self.num_layers,)](
-            self.pages,
-            self.tile_entry,
-            self.tile_head,
-            self.num_tiles,
-            self.chunks,
-            self.tile_lanes,
-            self.tile_length,
-            self.tile_start,
-            self.tile_pieces,
-            self.tile_room,
-            self.num_heads,
-            self.programs,
-            CAPACITY=self.capacity,
+            *(self.pages, self.tile_entry, self.tile_head, self.num_tiles, *tables),
+            *(self.num_heads, self.capacity),
             KEYS=self.tile.keys,
+            BLOCK=_BLOCK,
         )
-        block = max(1, 4096 // self.capacity)
-        divide_work_kernel[(self.num_layers, self.programs // block + 1)](
-            self.chunks, self.share, self.start_tile, self.programs, CAPACITY=self.capacity, BLOCK=block
+        blocks = max(self.programs, self.capacity - 1) // _BLOCK + 1
+        divide_work_kernel[(self.num_layers, blocks)](
+            *(self.num_tiles, self.chunks, self.share, self.start_tile),
+            *(self.tile_start, self.tile_pieces, self.tile_room, self.programs, self.capacity),
+            BLOCK=_BLOCK,
         )

@@ -29,7 +29,7 @@ def _logits(
     return tl.where(seen & m_m[:, None] & m_n[None, :], tl.dot(b_q, b_k) * scale_log2, float("-inf"))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
 def window_lse_kernel(
     p_query, p_key, p_slots, p_max, p_sum, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
     G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
@@ -54,7 +54,7 @@ def window_lse_kernel(
     tl.store(p_sum + o, b_sum)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
 def window_mass_kernel(
     p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
     stride_q, stride_h, stride_k, stride_kh,
