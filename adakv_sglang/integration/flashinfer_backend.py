@@ -120,7 +120,6 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         self.shift: Shift | None = None
         self._states = states
         self._dtype = model_runner.dtype
-        self._max_requests: int = self.req_to_token_pool.size
         self._decode: dict[bool, ContextBatch] = {}
         self._large: ContextBatch | None = None
         self._extend: ContextBatch | None = None
@@ -193,27 +192,29 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
             self._captures = find_captures(states, counts, forward_batch.extend_prefix_lens_cpu)
         if any(contexts):
             rows = sum(counts)
-            batch = self._extend_batch(rows)
+            batch = self._extend_batch(rows, len(contexts))
             self.shift, self._tables = batch.load(contexts, counts), batch.tables
 
-    def _extend_batch(self, rows: int) -> ContextBatch:
-        if self._extend is None or self._extend.max_rows < rows:
-            self._extend = self._new_batch(1 << (rows - 1).bit_length(), 1024)
-        return self._extend
+    def _extend_batch(self, rows: int, requests: int) -> ContextBatch:
+        batch = self._extend
+        if batch is None or batch.max_rows < rows or batch.tables.max_entries < requests:
+            rows, requests = (1 << (size - 1).bit_length() for size in (max(rows, 1024), max(requests, 64)))
+            batch = self._extend = self._new_batch(rows, requests, 1024)
+        return batch
 
     def _decode_batch(self, bs: int) -> ContextBatch:
         batch = self._decode.get(bs <= FEW_ROWS)
         if batch is not None and bs <= batch.max_rows:
             return batch
         if self._large is None or self._large.max_rows < bs:  # captured graphs read the others: they stay
-            self._large = self._new_batch(1 << (bs - 1).bit_length(), 8)
+            rows = 1 << (bs - 1).bit_length()
+            self._large = self._new_batch(rows, rows, 8)
         return self._large
 
     def _decode_batches(self, rows: int) -> dict[bool, ContextBatch]:
-        return {True: self._new_batch(FEW_ROWS, 1), False: self._new_batch(rows, 8)}
+        return {True: self._new_batch(FEW_ROWS, FEW_ROWS, 1), False: self._new_batch(rows, rows, 8)}
 
-    def _new_batch(self, rows: int, rows_per_context: int) -> ContextBatch:
-        entries = min(rows, self._max_requests)
+    def _new_batch(self, rows: int, entries: int, rows_per_context: int) -> ContextBatch:
         return ContextBatch(self.lanes, self._group, self._dtype, rows, entries, rows_per_context)
 
     def warm_up(self, window: int, prefill_tokens: int) -> None:
@@ -221,8 +222,8 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
 
         window: queries of a compression. prefill_tokens: most new tokens of an extend batch, as a rule.
         """
-        self._decode = self._decode or self._decode_batches(self._max_requests)
-        batches = [*self._decode.values(), self._extend_batch(prefill_tokens + self._max_requests)]
+        self._decode = self._decode or self._decode_batches(64)
+        batches = [*self._decode.values(), self._extend_batch(prefill_tokens, 1)]
         compile_attention(self.lanes, [batch.tables for batch in batches])
         compile_compression(self.lanes, self._group, self._dtype, window)
         torch.cuda.synchronize()

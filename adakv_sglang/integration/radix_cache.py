@@ -77,8 +77,8 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
 
     def _release_superseded(self, req: Any, up_to: int) -> None:
         """A request ended on an exact path that a context has replaced meanwhile: nobody will match it again."""
-        tokens = req.full_untruncated_fill_ids[:up_to].tobytes()
-        if self.contexts.find(tokens, req.extra_key, req.cache_salt) is not None:
+        tokens = req.full_untruncated_fill_ids
+        if self.contexts.find(tokens, up_to, req.extra_key, req.cache_salt) is not None:
             self.plain_paths.release_later(req.last_node)
 
     def run_preparations(self) -> None:

@@ -1,8 +1,8 @@
 """What the plug-in knows about one request while SGLang runs it."""
 
+import weakref
 from dataclasses import dataclass
 from typing import Any, Final
-from weakref import WeakValueDictionary
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import Context, ContextKey
@@ -44,7 +44,7 @@ class RequestStates:
     """Finds the state of a request, by object or by id; forgets it with the request."""
 
     def __init__(self) -> None:
-        self._requests: WeakValueDictionary[str, Any] = WeakValueDictionary()
+        self._states: dict[str, RequestState] = {}
 
     @staticmethod
     def of(req: Any) -> RequestState | None:
@@ -55,11 +55,16 @@ class RequestStates:
     def attach(self, req: Any, state: RequestState) -> None:
         """Attach a state for the life of the request."""
         setattr(req, _ATTRIBUTE, state)
-        self._requests[req.rid] = req
+        self._states[req.rid] = state
+        weakref.finalize(req, self._forget, req.rid, state).atexit = False
+
+    def _forget(self, rid: str, state: RequestState) -> None:
+        if self._states.get(rid) is state:  # a later request may have taken the id
+            del self._states[rid]
 
     def of_rows(self, rids: list[str] | None) -> list[RequestState | None]:
         """States in the row order of a batch; None for requests that were never matched."""
-        return [self.of(self._requests.get(rid)) for rid in rids or ()]
+        return [self._states.get(rid) for rid in rids or ()]
 
     def any_context(self, rids: list[str] | None) -> bool:
         """Whether a row of the batch attends to a context."""

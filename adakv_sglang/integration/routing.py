@@ -49,7 +49,7 @@ class RequestRouter:
         context = self._contexts.in_namespace(key.extra_key)
         if context is None:
             return not (key.extra_key and NAMESPACE_MARK in key.extra_key)
-        return bool(key.raw_token_ids().tobytes().startswith(context.key.tokens))
+        return len(key) >= context.key.num_tokens  # only requests that start with it come by this namespace
 
     def undo(self, params: MatchPrefixParams, state: RequestState, context: Context) -> MatchPrefixParams:
         """Send a request back to the plain path after its redirect did not match the whole context."""
@@ -61,7 +61,7 @@ class RequestRouter:
     def _find(self, key: RadixKey, base_key: str | None) -> Context | None:
         if len(self._contexts) == 0:
             return None
-        return self._contexts.find(key.raw_token_ids().tobytes(), base_key, key.cache_salt)
+        return self._contexts.find(key.token_ids, len(key), base_key, key.cache_salt)
 
     def _first_sight(self, req: Any) -> RequestState:
         base_key = req.extra_key

@@ -67,9 +67,8 @@ class Runtime:
             )
         if backend.lanes.kv.is_cuda:
             args = context.server_args
-            backend.warm_up(
-                self.config.window, max(args.chunked_prefill_size or 0, args.max_prefill_tokens or 0)
-            )
+            chunk = args.chunked_prefill_size or -1  # -1: prompts are not cut
+            backend.warm_up(self.config.window, chunk if chunk > 0 else args.max_prefill_tokens)
         params = context.params
         params.component_registry_override = {ComponentType.FULL: AdaKVFullComponent}
         build = functools.partial(

@@ -23,7 +23,7 @@ from common import record
 from local_server import Server
 from traffic import OURS, STOCK, cache, command_line, questions, random_documents
 
-TOP = 5
+TOP = 20
 
 
 @dataclass(frozen=True)
@@ -65,11 +65,11 @@ def gap(a: Answer, b: Answer) -> float:
     return a.top[at][a.ids[at]] - a.top[at].get(b.ids[at], float("-inf"))
 
 
-def noise(a: Answer, b: Answer) -> float:
-    """Largest difference of a log-probability at positions that have the same tokens before them."""
+def noise(a: Answer, b: Answer) -> list[float]:
+    """Differences of the log-probabilities of a's tokens at positions that have the same tokens before them."""
     upto = min(same_for(a, b) + 1, len(a.ids))
-    pairs = zip(a.top[:upto], b.top[:upto], strict=True)
-    return max(abs(x[token] - y[token]) for x, y in pairs for token in x.keys() & y.keys())
+    places = zip(a.ids[:upto], a.top[:upto], b.top[:upto], strict=True)
+    return [abs(x[token] - y[token]) for token, x, y in places if token in y]
 
 
 def compare(stock: list[Answer], other: list[Answer]) -> dict[str, Any]:
@@ -78,12 +78,14 @@ def compare(stock: list[Answer], other: list[Answer]) -> dict[str, Any]:
     same = [same_for(a, b) for a, b in pairs]
     total = sum(len(a.ids) for a in stock)
     gaps = [gap(a, b) for a, b in pairs if a.ids != b.ids]
+    differences = [difference for a, b in pairs for difference in noise(a, b)]
     return {
         "prompts": len(pairs),
         "identical_prompts": sum(a.ids == b.ids for a, b in pairs),
         "identical_tokens": round(sum(same) / total, 4),
         "gaps_where_they_part": [round(g, 5) for g in sorted(gaps)],
-        "largest_difference": round(max(noise(a, b) for a, b in pairs), 5),
+        "largest_difference": round(max(differences), 5),
+        "mean_difference": round(sum(differences) / len(differences), 6),
     }
 
 
