@@ -11,6 +11,7 @@ from typing import Any, Final, Self
 CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
 ALLOCATORS: Final = ("adakv", "uniform")
 POOLINGS: Final = ("max", "mean", "none")
+REDUCTIONS: Final = ("mean", "max")
 
 
 class ConfigError(ValueError):
@@ -25,6 +26,7 @@ class AdaKVConfig:
     allocator: "adakv" (budgets differ between heads, arXiv 2407.11550) or "uniform" (SnapKV).
     alpha: share of the budget that every head gets alike, in [0, 1]; 1 is uniform, 0 a pure ranking.
     window: number of last tokens of the context whose queries score the others; always kept.
+    group_reduction: how the query heads of a KV head count together, "mean" or "max" of their scores.
     pooling, kernel_size: smoothing of the scores over positions; kernel_size is odd.
     sinks: number of first tokens that every head keeps.
     debug_checks: fill the pool's padding slot with NaN and recount the pool after every compression.
@@ -34,6 +36,7 @@ class AdaKVConfig:
     allocator: str = "adakv"
     alpha: float = 0.2
     window: int = 32
+    group_reduction: str = "mean"
     pooling: str = "max"
     kernel_size: int = 7
     sinks: int = 4
@@ -44,6 +47,7 @@ class AdaKVConfig:
         _check_choice("allocator", self.allocator, ALLOCATORS)
         _check_number("alpha", self.alpha, 0.0, 1.0)
         _check_integer("window", self.window, 1, 1024)
+        _check_choice("group_reduction", self.group_reduction, REDUCTIONS)
         _check_choice("pooling", self.pooling, POOLINGS)
         _check_integer("kernel_size", self.kernel_size, 1, 101)
         if self.kernel_size % 2 == 0:

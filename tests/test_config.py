@@ -7,7 +7,7 @@ import pytest
 from adakv_sglang import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.config import CONFIG_VARIABLE
 
-FIELDS = "keep_ratio, allocator, alpha, window, pooling, kernel_size, sinks, debug_checks"
+FIELDS = "keep_ratio, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, debug_checks"
 OPTIONS = "compress, keep_ratio, allocator, alpha, context_tokens, context_messages"
 NAN = float("nan")
 GOOD = {

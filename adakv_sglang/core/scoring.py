@@ -19,14 +19,18 @@ def score_window(
     """Score every token of a layer by the attention that the window pays to it.
 
     query: `[W, HQ, D]`, the last W tokens. key: `[N, H, D]`, or the pool's `[rows, H, D]` of which the rows
-    `slots` `[N]` are the tokens. Softmax over all keys, mean over the window and the query group, then pooling over the positions before the window (SnapKV,
-    arXiv 2404.14469, section 4; Ada-KV, arXiv 2407.11550, as in the authors' code). The window's
-    own scores stay unpooled; selection keeps those tokens in any case.
+    `slots` `[N]` are the tokens. Softmax over all keys, mean over the window, mean or max over the query group,
+    then pooling over the positions before the window (SnapKV, arXiv 2404.14469, section 4; Ada-KV,
+    arXiv 2407.11550, as in the authors' code). The window's own scores stay unpooled; selection keeps those
+    tokens in any case.
     """
     mass = window_scores(query, key, scaling=scaling, slots=slots)
-    before = mass[:, : mass.shape[1] - query.shape[0]]
+    scores = mass
+    if config.group_reduction == "max":
+        scores = window_scores(query, key, scaling=scaling, slots=slots, reduction="max")
+    before = scores[:, : scores.shape[1] - query.shape[0]]
     pooled = _pool(before, config.pooling, config.kernel_size)
-    return Scores(layer, torch.cat([pooled, mass[:, before.shape[1] :]], dim=1), mass)
+    return Scores(layer, torch.cat([pooled, scores[:, before.shape[1] :]], dim=1), mass)
 
 
 def _pool(scores: torch.Tensor, pooling: str, kernel_size: int) -> torch.Tensor:

@@ -13,18 +13,18 @@ TYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16
 SIZES = [(1, 1), (1, 64), (63, 65), (32, 111), (64, 64), (65, 200)]
 
 
-def expected(query, key, scaling):
-    """One query at a time: softmax over the keys up to its own position, then the mean."""
+def expected(query, key, scaling, reduction="mean"):
+    """One query at a time: softmax over the keys up to its own position, mean over the window, then the group."""
     (window, num_q_heads, _), (num_tokens, num_kv_heads, _) = query.shape, key.shape
     group = num_q_heads // num_kv_heads
-    scores = torch.zeros(num_kv_heads, num_tokens, dtype=torch.float64)
+    scores = torch.zeros(num_kv_heads, group, num_tokens, dtype=torch.float64)
     for row in range(window):
         visible = num_tokens - window + row + 1
         for head in range(num_q_heads):
             logits = key[:visible, head // group].double() @ query[row, head].double() * scaling
             weight = torch.exp(logits - logits.max())
-            scores[head // group, :visible] += weight / weight.sum() / (window * group)
-    return scores
+            scores[head // group, head % group, :visible] += weight / weight.sum() / window
+    return scores.mean(1) if reduction == "mean" else scores.amax(1)
 
 
 def check(window, num_tokens, num_heads, group, head_dim, dtype):
@@ -49,6 +49,13 @@ def test_equals_it_for_every_head_size(num_heads, head_dim):
     check(5, 65, num_heads, 3, head_dim, torch.float32)
 
 
+@pytest.mark.parametrize("dtype", TYPES, ids=str)
+@pytest.mark.parametrize("group", [1, 3, 8])
+@pytest.mark.parametrize(("window", "num_tokens"), SIZES)
+def test_the_largest_of_the_query_heads_counts_on_request(window, num_tokens, group, dtype):
+    check_paged(window, num_tokens, 2, group, 64, dtype, torch.device("cpu"), 1e-6, reduction="max")
+
+
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 def test_tokens_may_lie_anywhere_among_rows_that_are_nan(slot_dtype):
     check_paged(32, 111, 2, 4, 64, torch.float32, torch.device("cpu"), 1e-6, slot_dtype)
@@ -68,12 +75,27 @@ class TestOnCuda:
     def test_sizes_around_every_edge(self, window, num_tokens):
         check_paged(window, num_tokens, 2, 4, 128, torch.bfloat16, torch.device("cuda"), 1e-5)
 
+    @pytest.mark.parametrize("group", [1, 3, 8, 16])
+    @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
+    def test_the_largest_of_the_query_heads(self, head_dim, group):
+        device = torch.device("cuda")
+        check_paged(65, 200, 2, group, head_dim, torch.bfloat16, device, 1e-5, reduction="max")
+
     def test_float32(self):
         check_paged(32, 200, 2, 4, 128, torch.float32, torch.device("cuda"), 2e-3)
 
 
 def check_paged(
-    window, num_tokens, num_heads, group, head_dim, dtype, device, tolerance, slot_dtype=torch.int64
+    window,
+    num_tokens,
+    num_heads,
+    group,
+    head_dim,
+    dtype,
+    device,
+    tolerance,
+    slot_dtype=torch.int64,
+    reduction="mean",
 ):
     """Tokens on scattered rows of a pool that is NaN elsewhere, row 0 included."""
     query = torch.randn(window, num_heads * group, head_dim).to(dtype)
@@ -82,9 +104,13 @@ def check_paged(
     pool = torch.full((2 * num_tokens + 1, num_heads, head_dim), float("nan"), dtype=dtype)
     pool[slots] = key
     scores = window_scores(
-        query.to(device), pool.to(device), scaling=head_dim**-0.5, slots=slots.to(slot_dtype).to(device)
+        query.to(device),
+        pool.to(device),
+        scaling=head_dim**-0.5,
+        slots=slots.to(slot_dtype).to(device),
+        reduction=reduction,
     )
-    assert_close("scores", scores.cpu(), expected(query, key, head_dim**-0.5), tolerance)
+    assert_close("scores", scores.cpu(), expected(query, key, head_dim**-0.5, reduction), tolerance)
 
 
 def test_queries_without_preference_spread_over_all_that_they_see():

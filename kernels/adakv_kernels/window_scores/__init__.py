@@ -1,5 +1,7 @@
 """Attention that the last tokens of a prefix pay to every token of it."""
 
+from typing import Literal
+
 import torch
 
 from adakv_kernels.checks import check_groups, check_integer, check_shape
@@ -8,7 +10,12 @@ from adakv_kernels.window_scores.reference import window_scores_reference
 
 
 def window_scores(
-    query: torch.Tensor, key: torch.Tensor, *, scaling: float, slots: torch.Tensor | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    scaling: float,
+    slots: torch.Tensor | None = None,
+    reduction: Literal["mean", "max"] = "mean",
 ) -> torch.Tensor:
     """Mean attention probability of the window queries on every key, per KV head.
 
@@ -18,12 +25,15 @@ def window_scores(
     query: `[W, HQ, D]`, with positional encoding applied; W <= N. key: `[rows, H, D]`, likewise, of which the
     rows `slots` (int32 or int64 `[N]`) are the tokens in order; without `slots` all rows are.
     scaling: factor on the dot products, usually D ** -0.5.
-    Returns float32 `[H, N]`, mean over the window and over the query group; every row sums to 1.
+    reduction: over the query heads of a KV head, of their means over the window.
+    Returns float32 `[H, N]`; with "mean" every row sums to 1.
     On CUDA no temporary is larger than the result. Raises ValueError or TypeError for arguments that do not fit.
     """
     check_shape("query", query, ("W", "HQ", "D"))
     check_shape("key", key, ("N", "H", query.shape[2]))
     check_groups(query.shape[1], key.shape[1])
+    if reduction not in ("mean", "max"):
+        raise ValueError(f"reduction: expected mean or max, got {reduction!r}")
     if slots is not None:
         check_shape("slots", slots, ("N",))
         check_integer("slots", slots)
@@ -34,5 +44,6 @@ def window_scores(
         from adakv_kernels.window_scores.kernel import window_scores_triton
 
         slots = torch.arange(num_tokens, device=key.device) if slots is None else slots
-        return window_scores_triton(query, key, slots, scaling)
-    return window_scores_reference(query, key if slots is None else key[slots.long()], scaling)
+        return window_scores_triton(query, key, slots, scaling, reduction)
+    tokens = key if slots is None else key[slots.long()]
+    return window_scores_reference(query, tokens, scaling, reduction)

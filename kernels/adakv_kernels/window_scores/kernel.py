@@ -11,11 +11,13 @@ ROWS, KEYS, SPLITS = 128, 64, 16
 
 @triton.jit
 def _logits(
-    p_query, p_key, p_slots, i_h, i_m, o_n, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
-    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, BLOCK_D: tl.constexpr,
+    p_query, p_key, p_slots, i_h, o_m, o_n, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Scaled dot products `[ROWS, KEYS]` in base 2 of a tile of window queries, -inf where hidden or outside."""
-    o_m = i_m * ROWS + tl.arange(0, ROWS)
+    """Scaled dot products `[ROWS, KEYS]` in base 2, -inf where hidden or outside.
+
+    o_m: rows, query head o_m % G of the group at window position o_m // G.
+    """
     o_d = tl.arange(0, BLOCK_D)
     m_d = o_d < D
     m_m = o_m < window * G
@@ -42,8 +44,8 @@ def window_lse_kernel(
     b_sum = tl.zeros([ROWS], tl.float32)
     for i_n in range(i_s * per_split, tl.minimum((i_s + 1) * per_split, num_tokens), KEYS):
         b_s = _logits(
-            p_query, p_key, p_slots, i_h, i_m, i_n + tl.arange(0, KEYS), num_tokens, window, scale_log2,
-            stride_q, stride_h, stride_k, stride_kh, G, D, ROWS, BLOCK_D,
+            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), i_n + tl.arange(0, KEYS), num_tokens,
+            window, scale_log2, stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
         )  # fmt: skip
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)
@@ -76,8 +78,8 @@ def window_mass_kernel(
         b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
         b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
         b_s = _logits(
-            p_query, p_key, p_slots, i_h, i_m, o_n, num_tokens, window, scale_log2,
-            stride_q, stride_h, stride_k, stride_kh, G, D, ROWS, BLOCK_D,
+            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), o_n, num_tokens, window, scale_log2,
+            stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
         )  # fmt: skip
         b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
         b_mass += tl.sum(b_p, 0)
@@ -85,8 +87,41 @@ def window_mass_kernel(
     tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, out, mask=o_n < num_tokens)
 
 
+@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
+def window_top_kernel(
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """As `window_mass_kernel`, but the largest of the query heads' mean probabilities: one of them at a time."""
+    i_h = tl.program_id(0)
+    o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_top_mass = tl.zeros([KEYS], tl.float32)
+    for i_g in range(0, G):
+        b_mass = tl.zeros([KEYS], tl.float32)
+        for i_w in range(0, window, POSITIONS):
+            o_m = (i_w + tl.arange(0, POSITIONS)) * G + i_g  # as `window_lse_kernel` counted them
+            o_tile = (i_h * row_tiles + o_m // ROWS) * SPLITS * ROWS + o_m % ROWS
+            o_part = o_tile[None, :] + tl.arange(0, SPLITS)[:, None] * ROWS
+            m_part = (o_m < window * G)[None, :]
+            b_max = tl.load(p_max + o_part, mask=m_part, other=float("-inf"))  # [SPLITS, POSITIONS]
+            b_top = tl.max(b_max, 0)
+            b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
+            b_part = tl.load(p_sum + o_part, mask=m_part, other=0.0)
+            b_sum = tl.sum(b_part * tl.exp2(b_max - b_top[None, :]), 0)
+            b_s = _logits(
+                p_query, p_key, p_slots, i_h, o_m, o_n, num_tokens, window, scale_log2,
+                stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
+            )  # fmt: skip
+            b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
+            b_mass += tl.sum(b_p, 0)
+        b_top_mass = tl.maximum(b_top_mass, b_mass)
+    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, b_top_mass / window, mask=o_n < num_tokens)
+
+
 def window_scores_triton(
-    query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float
+    query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float, reduction: str
 ) -> torch.Tensor:
     """See `window_scores`. Extra memory: two floats per window query, KV head and split, and the result."""
     window, num_q_heads, head_dim = query.shape
@@ -101,7 +136,10 @@ def window_scores_triton(
     strides = (query.stride(0), query.stride(1), key.stride(0), key.stride(1))
     scale, inputs = scaling / math.log(2.0), (query, key, slots, partial[0], partial[1])
     window_lse_kernel[(num_heads, row_tiles, SPLITS)](*inputs, num_tokens, window, scale, *strides, **common)
-    window_mass_kernel[(num_heads, triton.cdiv(num_tokens, keys))](
+    kernel = window_mass_kernel
+    if reduction == "max":
+        kernel, common["POSITIONS"] = window_top_kernel, 32
+    kernel[(num_heads, triton.cdiv(num_tokens, keys))](
         *inputs, out, num_tokens, window, row_tiles, scale, *strides, **common
     )
     return out

@@ -3,7 +3,9 @@
 import torch
 
 
-def window_scores_reference(query: torch.Tensor, key: torch.Tensor, scaling: float) -> torch.Tensor:
+def window_scores_reference(
+    query: torch.Tensor, key: torch.Tensor, scaling: float, reduction: str = "mean"
+) -> torch.Tensor:
     """See `window_scores`. One KV head at a time, so that `[G * W, N]` is the largest temporary."""
     window, num_q_heads, _ = query.shape
     num_tokens, num_kv_heads, _ = key.shape
@@ -15,5 +17,6 @@ def window_scores_reference(query: torch.Tensor, key: torch.Tensor, scaling: flo
         queries = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
         logits = (queries @ key[:, head].float().T) * scaling  # [G, W, N]
         logits.masked_fill_(hidden, float("-inf"))
-        scores[head] = logits.softmax(dim=-1).mean(dim=(0, 1))
+        per_query_head = logits.softmax(dim=-1).mean(dim=1)  # [G, N]
+        scores[head] = per_query_head.mean(0) if reduction == "mean" else per_query_head.amax(0)
     return scores
