@@ -5,7 +5,7 @@ PY     = $(VENV)/bin/python
 
 export ADAKV_TEST_MODEL = $(MODEL)
 
-.PHONY: setup demo test lint fuzz
+.PHONY: setup demo test lint fuzz bench
 setup:
 	@tests/equipment/setup.sh $(VENV) $(MODEL)
 
@@ -22,3 +22,9 @@ test: setup lint
 
 fuzz: setup
 	ADAKV_FUZZ_STEPS=200000 $(PY) -m pytest -q -s tests/integration/test_ledger_fuzz.py
+
+bench: setup
+	@$(PY) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' || { echo "bench: expected a CUDA device, got none; see benchmarks/README.md" >&2; exit 1; }
+	$(PY) benchmarks/kernels/prefix_batch.py
+	$(PY) benchmarks/kernels/compression.py
+	$(PY) benchmarks/serving/shared_prefix.py --model $(MODEL) --short --document-tokens 4096

@@ -1,9 +1,10 @@
-"""A closed load of streamed requests over HTTP, and what each of them took."""
+"""Streamed requests over HTTP, and what each of them took: so many at a time, or so many per second."""
 
 import http.client
 import json
 import multiprocessing
 import os
+import random
 import threading
 import time
 from dataclasses import dataclass
@@ -43,29 +44,48 @@ def stream(port: int, body: bytes, new_tokens: int) -> Sample:
 
 
 def closed_load(port: int, prompts: list[list[int]], concurrency: int, new_tokens: int) -> dict[str, Any]:
-    """All prompts, `concurrency` at a time, greedy and of fixed length; medians over the requests.
+    """All prompts, `concurrency` at a time; each answer is followed by the next request at once.
 
-    Several processes send, so that the client is not what is measured; bodies are made before the clock starts.
-    output_tokens_per_s: from the first request sent to the last token, prefill included.
     decode_tokens_per_s: what `concurrency` requests get between tokens, concurrency / TPOT.
     """
-    taken = _send(port, prompts, concurrency, new_tokens)
-    tpot = median(s.tpot_s for s in taken)
+    lanes = [[(0.0, prompt) for prompt in prompts[i::concurrency]] for i in range(concurrency)]
+    figures = summarise(_send(port, lanes, new_tokens))
+    return {**figures, "decode_tokens_per_s": round(concurrency / figures["tpot_ms"] * 1000, 1)}
+
+
+def open_load(port: int, prompts: list[list[int]], rate: float, new_tokens: int) -> dict[str, Any]:
+    """All prompts, `rate` per second on average at random times, whether or not others have been answered.
+
+    The same times for the same number of prompts: what one server is asked, so is the other.
+    """
+    source, at, lanes = random.Random(len(prompts)), 0.0, []
+    for prompt in prompts:
+        lanes.append([(at, prompt)])
+        at += source.expovariate(rate)
+    return summarise(_send(port, lanes, new_tokens))
+
+
+def summarise(taken: list[Sample]) -> dict[str, Any]:
+    """Medians over the requests. output_tokens_per_s: from the first request sent to the last token."""
     elapsed = max(s.ended for s in taken) - min(s.started for s in taken)
+    ttft = sorted(s.ttft_s for s in taken)
     return {
         "requests": len(taken),
-        "ttft_ms": round(median(s.ttft_s for s in taken) * 1000, 1),
-        "tpot_ms": round(tpot * 1000, 3),
+        "ttft_ms": round(median(ttft) * 1000, 1),
+        "ttft_p90_ms": round(ttft[len(ttft) * 9 // 10] * 1000, 1),
+        "tpot_ms": round(median(s.tpot_s for s in taken) * 1000, 3),
         "output_tokens_per_s": round(sum(s.tokens for s in taken) / elapsed, 1),
-        "decode_tokens_per_s": round(concurrency / tpot, 1),
         "cached_tokens": round(median(s.cached for s in taken)),
         "fewest_cached_tokens": min(s.cached for s in taken),
     }
 
 
-def _send(port: int, prompts: list[list[int]], concurrency: int, new_tokens: int) -> list[Sample]:
-    lanes = [prompts[i::concurrency] for i in range(concurrency)]  # one connection after another in each
-    count = min(concurrency, 8, os.cpu_count() or 1)
+Lane = list[tuple[float, list[int]]]  # requests one after the other, none sooner than its time in seconds
+
+
+def _send(port: int, lanes: list[Lane], new_tokens: int) -> list[Sample]:
+    """Several processes send, so that the client is not what is measured; greedy, and of fixed length."""
+    count = min(len(lanes), 8, os.cpu_count() or 1)
     ready, results = FORK.Barrier(count), FORK.SimpleQueue()
     workers = [
         FORK.Process(target=_work, args=(port, lanes[i::count], new_tokens, ready, results))
@@ -76,20 +96,24 @@ def _send(port: int, prompts: list[list[int]], concurrency: int, new_tokens: int
     taken = [sample for _ in workers for sample in results.get()]
     for worker in workers:
         worker.join()
-    if len(taken) != len(prompts):
-        raise RuntimeError(f"load: {len(prompts) - len(taken)} of {len(prompts)} requests failed")
+    expected = sum(len(lane) for lane in lanes)
+    if len(taken) != expected:
+        raise RuntimeError(f"load: {expected - len(taken)} of {expected} requests failed")
     return taken
 
 
-def _work(port: int, lanes: list[list[list[int]]], new_tokens: int, ready: Any, results: Any) -> None:
-    bodies = [[_body(prompt, new_tokens) for prompt in lane] for lane in lanes]
+def _work(port: int, lanes: list[Lane], new_tokens: int, ready: Any, results: Any) -> None:
+    bodies = [[(at, _body(prompt, new_tokens)) for at, prompt in lane] for lane in lanes]
     samples: list[Sample] = []
 
-    def run(lane: list[bytes]) -> None:
-        samples.extend([stream(port, body, new_tokens) for body in lane])
+    def run(lane: list[tuple[float, bytes]]) -> None:
+        for at, body in lane:
+            time.sleep(max(0.0, began + at - time.perf_counter()))
+            samples.append(stream(port, body, new_tokens))
 
     threads = [threading.Thread(target=run, args=(lane,)) for lane in bodies]
-    ready.wait()
+    ready.wait()  # bodies are made before the clock starts
+    began = time.perf_counter()
     for thread in threads:
         thread.start()
     for thread in threads:

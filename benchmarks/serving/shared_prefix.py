@@ -18,7 +18,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent), str(HERE.parents[1] / "examples")]
 
 import local_server
 from common import record
-from load import closed_load
+from load import closed_load, open_load
 from local_server import Server
 from step_profile import profile_decode
 from traffic import OURS, STOCK, cache, command_line, questions, random_documents, tokens
@@ -30,6 +30,7 @@ def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
+    parser.add_argument("--rates", type=float, nargs="*", default=[4, 8, 16], help="requests per second")
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--servers", nargs="+", choices=["stock", "adakv"], default=["stock", "adakv"])
     parser.add_argument("--no-plain", action="store_true", help="leave out our server without contexts")
@@ -40,20 +41,25 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--short", action="store_true")
     options = command_line(parser)
     if options.short:
-        options.concurrency, options.keep_ratios, options.no_plain = [64], [0.2], True
+        options.concurrency, options.rates = [64], [8]
+        options.keep_ratios, options.no_plain = [0.2], True
     return options
 
 
 def measure(
     server: Server, options: argparse.Namespace, documents: list[list[int]], what: dict[str, Any]
 ) -> None:
-    """All concurrencies on documents that are cached."""
+    """All concurrencies and rates, on documents that are cached."""
     length = options.question_tokens
     closed_load(server.port, questions(documents, 8, length, 99), 8, 8)  # warm up
     for concurrency in options.concurrency:
         prompts = questions(documents, max(16, 4 * concurrency), length, concurrency)
         figures = closed_load(server.port, prompts, concurrency, options.new_tokens)
         record(options.out, {**what, "concurrency": concurrency, **figures})
+    for rate in options.rates:
+        prompts = questions(documents, max(16, int(8 * rate)), length, 500 + int(rate))
+        figures = open_load(server.port, prompts, rate, options.new_tokens)
+        record(options.out, {**what, "requests_per_s": rate, **figures})
 
 
 def run_stock(options: argparse.Namespace, documents: list[list[int]], log: Path) -> None:
