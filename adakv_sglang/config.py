@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
-ALLOCATORS: Final = ("adakv", "uniform")
+SCORERS: Final = ("snapkv", "keydiff", "knorm", "lagkv", "streaming", "random")
+ALLOCATORS: Final = ("adakv", "uniform", "cross-layer")
 POOLINGS: Final = ("max", "mean", "none")
 REDUCTIONS: Final = ("mean", "max")
 
@@ -23,7 +24,9 @@ class AdaKVConfig:
     """How contexts are compressed. Immutable; a compressed context remembers the one it was made with.
 
     keep_ratio: token slots a context keeps, as a share of its tokens, in (0, 1].
-    allocator: "adakv" (budgets differ between heads, arXiv 2407.11550) or "uniform" (SnapKV).
+    scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers.
+    allocator: "adakv" (budgets differ between the heads of a layer, arXiv 2407.11550), "cross-layer" (between
+    all heads of all layers) or "uniform" (not at all).
     alpha: share of the budget that every head gets alike, in [0, 1]; 1 is uniform, 0 a pure ranking.
     window: number of last tokens of the context whose queries score the others; always kept.
     group_reduction: how the query heads of a KV head count together, "mean" or "max" of their scores.
@@ -33,6 +36,7 @@ class AdaKVConfig:
     """
 
     keep_ratio: float = 0.5
+    scorer: str = "snapkv"
     allocator: str = "adakv"
     alpha: float = 0.2
     window: int = 32
@@ -44,6 +48,7 @@ class AdaKVConfig:
 
     def __post_init__(self) -> None:
         _check_number("keep_ratio", self.keep_ratio, 0.0, 1.0, exclude_low=True)
+        _check_choice("scorer", self.scorer, SCORERS)
         _check_choice("allocator", self.allocator, ALLOCATORS)
         _check_number("alpha", self.alpha, 0.0, 1.0)
         _check_integer("window", self.window, 1, 1024)
@@ -117,13 +122,14 @@ class ContextRequest:
     """What one request asks for in `custom_params["adakv"]`.
 
     compress: prepare the start of this prompt as a context, unless it is one already.
-    keep_ratio, allocator, alpha: override the server's settings for this context.
+    keep_ratio, scorer, allocator, alpha: override the server's settings for this context.
     context_tokens: the context ends after this many prompt tokens (default: all but the last).
     context_messages: chat only; the context ends after this many messages (default: all).
     """
 
     compress: bool = False
     keep_ratio: float | None = None
+    scorer: str | None = None
     allocator: str | None = None
     alpha: float | None = None
     context_tokens: int | None = None
@@ -148,7 +154,7 @@ class ContextRequest:
         """The server's settings with this request's overrides; raise ConfigError if out of range."""
         overrides = {
             name: value
-            for name in ("keep_ratio", "allocator", "alpha")
+            for name in ("keep_ratio", "scorer", "allocator", "alpha")
             if (value := getattr(self, name)) is not None
         }
         return replace(config, **overrides)

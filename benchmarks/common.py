@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -55,6 +56,7 @@ def environment() -> dict[str, Any]:
         "torch": torch.__version__,
         **{name: _version(name) for name in ("triton", "sglang", "flashinfer-python", "adakv-sglang")},
         "commit": _commit(),
+        "command": sys.argv,  # with the flags of both servers
         "time": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
 

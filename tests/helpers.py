@@ -2,7 +2,7 @@
 
 import torch
 
-from adakv_sglang.core import KeptTokens, LaneGeometry, LanePool, Scores
+from adakv_sglang.core import KeptTokens, LaneGeometry, LanePool, LayerInputs, Scores, score_layer
 
 
 def generator(seed):
@@ -82,3 +82,11 @@ def assert_close(name, got, want, tolerance):
             f"{name}: off by {worst:.3g} > {tolerance:.3g} at {place}: "
             f"got {got[place].item():.6g}, want {want[place].item():.6g}"
         )
+
+
+def score_window(layer, query, key, scaling, config, value=None):
+    """Score tokens that lie in order from row 0 on: query `[W, HQ, D]`, key and value `[N, H, D]`."""
+    slots = torch.arange(key.shape[0])
+    return score_layer(
+        LayerInputs(layer, query, key, key if value is None else value, scaling, slots), config
+    )

@@ -7,8 +7,10 @@ import pytest
 from adakv_sglang import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.config import CONFIG_VARIABLE
 
-FIELDS = "keep_ratio, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, debug_checks"
-OPTIONS = "compress, keep_ratio, allocator, alpha, context_tokens, context_messages"
+FIELDS = (
+    "keep_ratio, scorer, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, debug_checks"
+)
+OPTIONS = "compress, keep_ratio, scorer, allocator, alpha, context_tokens, context_messages"
 NAN = float("nan")
 GOOD = {
     "keep_ratio": [1e-9, 0.5, 1.0, 1],
@@ -22,7 +24,8 @@ GOOD = {
 }
 BAD = {
     "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
-    "allocator": (["", "AdaKV", "pyramid", None, 3, ["adakv"]], "one of adakv, uniform"),
+    "scorer": (["", "SnapKV", None, 3], "one of snapkv, keydiff, knorm, lagkv, streaming, random"),
+    "allocator": (["", "AdaKV", "pyramid", None, 3, ["adakv"]], "one of adakv, uniform, cross-layer"),
     "alpha": ([-0.1, 1.1, NAN, "0.2", None, False], "a number in [0, 1]"),
     "window": ([0, -1, 1025, 32.0, "32", None, True], "a whole number in [1, 1024]"),
     "pooling": (["", "avg", None, 1], "one of max, mean, none"),
@@ -199,7 +202,7 @@ def test_good_options_are_taken_over(options):
             for bad in (-1, 1.5, "x", True)
         ],
         *[({"compress": bad}, f"compress: expected true or false, got {bad!r}") for bad in (1, "yes", None)],
-        ({"allocator": "x"}, "allocator: expected one of adakv, uniform, got 'x'"),
+        ({"allocator": "x"}, "allocator: expected one of adakv, uniform, cross-layer, got 'x'"),
         *[
             ({name: bad}, f"{name}: expected a whole number in [1, 2147483647], got {bad!r}")
             for name in ("context_tokens", "context_messages")

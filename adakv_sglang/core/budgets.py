@@ -1,6 +1,6 @@
 """Scores to head budgets: how many tokens each head of a layer keeps."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from typing import Final
 
@@ -9,6 +9,22 @@ import torch
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.ranking import top_first
 from adakv_sglang.core.types import HeadBudgets, Scores
+
+
+def allocate(
+    scored: Iterable[Scores], num_slots: int, config: AdaKVConfig
+) -> Iterator[tuple[Scores, HeadBudgets]]:
+    """Each layer's scores with its budgets, in the order of the layers.
+
+    One layer at a time, unless the allocator ranks all of them together: it holds the scores of all layers,
+    8 bytes per layer, head and token, and as much again while it sorts.
+    """
+    if config.allocator == CROSS_LAYER:
+        layers = list(scored)
+        yield from zip(layers, cross_layer_budgets(layers, num_slots, config), strict=True)
+        return
+    for scores in scored:
+        yield scores, allocate_budgets(scores, num_slots, config)
 
 
 def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> HeadBudgets:
@@ -22,9 +38,31 @@ def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> Hea
     protected = config.num_protected
     if not protected <= num_slots <= num_tokens:
         raise ValueError(f"num_slots: expected {protected} to {num_tokens}, got {num_slots}")
-    candidates = scores.value[:, config.sinks : num_tokens - config.window]
-    free = ALLOCATORS[config.allocator](candidates, num_slots - protected, config)
+    free = ALLOCATORS[config.allocator](_candidates(scores, config), num_slots - protected, config)
     return HeadBudgets(scores.layer, tuple(protected + count for count in free))
+
+
+def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVConfig) -> list[HeadBudgets]:
+    """Ada-KV with the heads of all layers in one ranking: budgets move between layers as between heads.
+
+    Every head keeps sinks, window and the safeguard's share as in `adakv_budgets`. The sum over all layers is
+    exactly `L * H * num_slots`. Scores must be comparable between layers: attention and cosines are.
+    Source: one ranking over layers and heads as in KVzip (arXiv 2505.23416), with Ada-KV's safeguard.
+    """
+    num_heads, protected = layers[0].value.shape[0], config.num_protected
+    candidates = torch.cat([_candidates(scores, config) for scores in layers])  # [L * H, n]
+    free = adakv_budgets(candidates, num_slots - protected, config)
+    return [
+        HeadBudgets(
+            scores.layer, tuple(protected + count for count in free[i * num_heads : (i + 1) * num_heads])
+        )
+        for i, scores in enumerate(layers)
+    ]
+
+
+def _candidates(scores: Scores, config: AdaKVConfig) -> torch.Tensor:
+    """Values of the tokens that are not kept in any case, `[H, n]`."""
+    return scores.value[:, config.sinks : scores.value.shape[1] - config.window]
 
 
 def adakv_budgets(candidates: torch.Tensor, budget: int, config: AdaKVConfig) -> list[int]:
@@ -60,6 +98,7 @@ def largest_remainder(shares: list[Fraction]) -> list[int]:
     return floors
 
 
+CROSS_LAYER: Final = "cross-layer"
 ALLOCATORS: Final[dict[str, Callable[[torch.Tensor, int, AdaKVConfig], list[int]]]] = {
     "adakv": adakv_budgets,
     "uniform": uniform_budgets,

@@ -34,7 +34,9 @@ class ContextKey:
         """Name of this prefix compressed with `config`: the same on every rank and after a restart."""
         made = (config.keep_ratio, config.allocator, config.alpha, config.window, config.pooling)
         digest = hashlib.sha256(repr((self.extra_key, self.cache_salt, *made)).encode())
-        digest.update(repr((config.kernel_size, config.sinks, config.group_reduction)).encode())
+        digest.update(
+            repr((config.kernel_size, config.sinks, config.group_reduction, config.scorer)).encode()
+        )
         digest.update(self.tokens)
         return digest.hexdigest()[:24]
 

@@ -62,7 +62,14 @@ class LanePool:
 
     def keys(self, layer: int) -> torch.Tensor:
         """K of one layer as the host sees it, `[rows, H, D]`, a view."""
+        return self._half(2 * layer)
+
+    def values(self, layer: int) -> torch.Tensor:
+        """V of one layer, likewise."""
+        return self._half(2 * layer + 1)
+
+    def _half(self, index: int) -> torch.Tensor:
         geometry = self.geometry
-        start = layer * 2 * geometry.value_offset
-        keys = self.kv[start : start + geometry.value_offset]
-        return keys.view(geometry.rows, geometry.num_heads, geometry.head_dim)
+        start = index * geometry.value_offset
+        half = self.kv[start : start + geometry.value_offset]
+        return half.view(geometry.rows, geometry.num_heads, geometry.head_dim)

@@ -3,10 +3,10 @@
 import torch
 
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.budgets import allocate_budgets
+from adakv_sglang.core.budgets import allocate
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.core.pages import compact_, lay_out_pages, plan_compaction
-from adakv_sglang.core.scoring import score_window
+from adakv_sglang.core.scorers import LayerInputs, score_layer
 from adakv_sglang.core.selection import select_tokens
 from adakv_sglang.core.types import CompressedPrefix, WindowQueries
 
@@ -29,11 +29,15 @@ def compress_prefix(
         raise ValueError(
             f"queries: expected [layers, window] = {list(expected)}, got {list(queries.query.shape)}"
         )
-    kept = []
-    for layer, (query, scaling) in enumerate(zip(queries.query, queries.scaling, strict=True)):
-        scores = score_window(layer, query, pool.keys(layer), scaling, config, source_slots)
-        budgets = allocate_budgets(scores, owned_slots.numel(), config)
-        kept.append(select_tokens(scores, budgets, config))
+    inputs = (
+        LayerInputs(layer, query, pool.keys(layer), pool.values(layer), scaling, source_slots)
+        for layer, (query, scaling) in enumerate(zip(queries.query, queries.scaling, strict=True))
+    )
+    scored = (score_layer(layer_inputs, config) for layer_inputs in inputs)
+    kept = [
+        select_tokens(scores, budgets, config)
+        for scores, budgets in allocate(scored, owned_slots.numel(), config)
+    ]
     pages = lay_out_pages(kept, owned_slots, pool.geometry)
     compact_(pool, plan_compaction(kept, source_slots, pages, pool.geometry))
     return CompressedPrefix(

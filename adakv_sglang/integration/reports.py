@@ -33,6 +33,7 @@ def describe(context: Context) -> dict[str, Any]:
         "owned_slots": prefix.num_slots,
         "freed_slots": prefix.num_tokens - prefix.num_slots,
         "keep_ratio": context.config.keep_ratio,
+        "scorer": context.config.scorer,
         "allocator": context.config.allocator,
         "retained_mass": prefix.mean_retained_mass,
     }

@@ -20,9 +20,8 @@ from common import copy_bandwidth, record
 
 from adakv_kernels import copy_lanes_, window_scores
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core import LaneGeometry, LanePool, WindowQueries, compress_prefix
+from adakv_sglang.core import LaneGeometry, LanePool, LayerInputs, WindowQueries, compress_prefix, score_layer
 from adakv_sglang.core.budgets import allocate_budgets
-from adakv_sglang.core.scoring import score_window
 from adakv_sglang.core.selection import select_tokens
 
 HEADS, GROUP, DIM, LAYERS = 8, 4, 128, 32  # Llama-3.1-8B
@@ -67,8 +66,8 @@ class Problem:
     def select(self) -> None:
         """Scores, budgets and selection, all layers."""
         for layer in range(LAYERS):
-            query, keys = self.queries.query[layer], self.pool.keys(layer)
-            scores = score_window(layer, query, keys, DIM**-0.5, self.config, self.source)
+            tensors = (self.queries.query[layer], self.pool.keys(layer), self.pool.values(layer))
+            scores = score_layer(LayerInputs(layer, *tensors, DIM**-0.5, self.source), self.config)
             select_tokens(scores, allocate_budgets(scores, self.owned.numel(), self.config), self.config)
 
     def copy(self) -> None:
@@ -83,13 +82,16 @@ def main() -> None:
     """One line per number of tokens."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768])
+    parser.add_argument("--scorer", default="snapkv")
+    parser.add_argument("--allocator", default="adakv")
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.manual_seed(0)
     bandwidth = copy_bandwidth()
     for num_tokens in options.tokens:
-        problem = Problem(num_tokens, AdaKVConfig(keep_ratio=options.keep_ratio))
+        methods = {"scorer": options.scorer, "allocator": options.allocator}
+        problem = Problem(num_tokens, AdaKVConfig(keep_ratio=options.keep_ratio, **methods))
         problem.run()
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -100,6 +102,7 @@ def main() -> None:
         scores = seconds(problem.window_scores)
         figures = {
             "tokens": num_tokens,
+            **methods,
             "compress_ms": round(seconds(problem.run) * 1000, 2),
             "window_scores_ms": round(scores * 1000, 2),
             "window_scores_share_of_copy_bandwidth": round(2 * keys / scores / bandwidth, 3),

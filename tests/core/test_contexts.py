@@ -74,13 +74,14 @@ def test_a_contexts_id_depends_on_its_tokens_namespace_and_settings_alone():
         {"window": 8},
         {"pooling": "mean"},
         {"group_reduction": "max"},
+        {"scorer": "keydiff"},
         {"kernel_size": 5},
         {"sinks": 0},
     ]
     ids |= {key(1, 2).context_id(AdaKVConfig(**change)) for change in changes}
     assert len(ids) == 3 + len(changes)
     assert key(1, 2).context_id(AdaKVConfig(debug_checks=True)) == key(1, 2).context_id(CONFIG)
-    assert key(1, 2).context_id(CONFIG) == "b8136d4fdbc9a8f207de72e4"
+    assert key(1, 2).context_id(CONFIG) == "bdcb10c69c88f35544602498"
 
 
 def test_a_namespace_names_the_base_key_and_the_context():

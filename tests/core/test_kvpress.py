@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import heads_of, random_scores
+from helpers import heads_of, random_scores, score_window
 from kvpress import AdaKVPress, ScorerPress, SnapKVPress
 from kvpress.utils import compute_n_kept
 from transformers import AttentionInterface, AttentionMaskInterface, AutoModelForCausalLM, AutoTokenizer
 from transformers.masking_utils import sdpa_mask
 
 from adakv_sglang import AdaKVConfig
-from adakv_sglang.core import allocate_budgets, score_window, select_tokens
+from adakv_sglang.core import allocate_budgets, select_tokens
 
 MODEL = Path(os.environ.get("ADAKV_TEST_MODEL") or "~/.cache/adakv-sglang/smollm2-135m-instruct").expanduser()
 TEXT = Path(__file__).parents[2] / "examples" / "texts" / "us_constitution.txt"

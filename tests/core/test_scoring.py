@@ -1,11 +1,10 @@
-"""`score_window`: pooled attention of the window, against the same computed position by position."""
+"""The snapkv scorer: pooled attention of the window, against the same computed position by position."""
 
 import pytest
 import torch
-from helpers import assert_close, naive_attention
+from helpers import assert_close, naive_attention, score_window
 
 from adakv_sglang import AdaKVConfig
-from adakv_sglang.core import score_window
 
 NUM_HEADS, GROUP, HEAD_DIM, SCALING = 2, 3, 16, 0.25
 

@@ -86,6 +86,21 @@ def test_flushing_forgets_contexts(adakv, workload):
     assert workload.ask(adakv, workload.prompts[0], 2)["meta_info"]["cached_tokens"] == 0
 
 
+@pytest.mark.parametrize(
+    ("scorer", "allocator"),
+    [("keydiff", "cross-layer"), ("lagkv", "adakv"), ("knorm", "uniform"), ("random", "cross-layer")],
+)
+def test_every_method_owns_the_same_slots_and_serves_follow_ups(adakv, workload, scorer, allocator):
+    """The pool is recounted after every compression, and its padding slot is NaN."""
+    document = workload.documents[0]
+    wish = {"compress": True, "keep_ratio": RATIO, "scorer": scorer, "allocator": allocator}
+    report = adakv.generate([*document, 1], 1, adakv=wish)["meta_info"]["adakv"]
+    assert (report["scorer"], report["allocator"], report["owned_slots"]) == (scorer, allocator, 180)
+    assert sum(map(sum, report["head_budgets"])) == 180 * 30 * 3
+    info = workload.ask(adakv, workload.prompts[0], 4)["meta_info"]
+    assert info["cached_tokens"] == len(document) and info["adakv"]["scorer"] == scorer
+
+
 def test_the_state_says_which_implementation_serves_contexts(adakv):
     assert set(adakv.state()["attention"]) == {"prefix_extend", "prefix_decode", "suffix"}
 

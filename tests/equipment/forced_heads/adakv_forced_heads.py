@@ -9,7 +9,7 @@ import os
 
 def register():
     """Replace the step that allocates budgets; everything after it is the shipped code."""
-    from adakv_sglang.core import pipeline
+    from adakv_sglang.core import budgets
     from adakv_sglang.core.types import HeadBudgets
 
     forced = os.environ["ADAKV_TEST_FORCED_HEADS"].split(",")
@@ -19,4 +19,4 @@ def register():
         tokens = tuple(num_tokens if forced[scores.layer] == str(head) else 0 for head in range(num_heads))
         return HeadBudgets(scores.layer, tokens)
 
-    pipeline.allocate_budgets = allocate_budgets
+    budgets.allocate_budgets = allocate_budgets

@@ -1,0 +1,40 @@
+"""LagKV: tokens that stand out against the partition after theirs."""
+
+from typing import Final
+
+import torch
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.scorers.inputs import LayerInputs
+
+LAG: Final = 128  # tokens per partition, as in the paper
+
+
+def lagkv_scores(inputs: LayerInputs, _mass: torch.Tensor, config: AdaKVConfig) -> torch.Tensor:
+    """Rank within its partition of how far a token's K and V spread, relative to the next partition; `[H, N]`.
+
+    Source: LagKV, arXiv 2504.04704, equations 3 to 9. Partitions of 128 tokens begin behind the sinks. The last
+    whole partition and what follows it have nothing to be compared with and are kept first; so is, by age, a
+    context of less than two partitions.
+    """
+    sinks, num_tokens = config.sinks, inputs.num_tokens
+    parts = (num_tokens - sinks) // LAG
+    if parts < 2:
+        age = torch.arange(num_tokens, device=inputs.slots.device) / num_tokens
+        return age.repeat(inputs.num_heads, 1)
+    scores = torch.ones(inputs.num_heads, num_tokens, device=inputs.slots.device)
+    end = sinks + parts * LAG
+    for head in range(inputs.num_heads):
+        spread = [
+            _spread(states[sinks:end].view(parts, LAG, -1))
+            for states in (inputs.keys_of(head), inputs.values_of(head))
+        ]
+        rank = (spread[0] + spread[1]).argsort(dim=-1, stable=True).argsort(dim=-1)
+        scores[head, sinks : end - LAG] = (rank / LAG).flatten()
+    return scores
+
+
+def _spread(states: torch.Tensor) -> torch.Tensor:
+    """Softmax over a partition of the deviation over channels, in units of the next one's range; `[parts - 1, LAG]`."""
+    low, high = states[1:].amin(dim=1, keepdim=True), states[1:].amax(dim=1, keepdim=True)
+    return ((states[:-1] - low) / (high - low)).std(dim=-1).softmax(dim=-1)
