@@ -36,7 +36,7 @@ class AdaKVConfig:
     """
 
     keep_ratio: float = 0.5
-    scorer: str = "snapkv"
+    scorer: str = "keydiff"
     allocator: str = "adakv"
     alpha: float = 0.2
     window: int = 32

@@ -96,9 +96,11 @@ class Compressor:
             return
         current = torch.cuda.current_stream()
         forward.wait_stream(current)
-        with torch.cuda.stream(forward):
-            yield
-        current.wait_stream(forward)
+        try:
+            with torch.cuda.stream(forward):
+                yield
+        finally:
+            current.wait_stream(forward)
 
     def _allocate(self, num_slots: int, num_tokens: int) -> torch.Tensor:
         """Slots for the context, evicting others if that suffices; the plain path is locked meanwhile."""

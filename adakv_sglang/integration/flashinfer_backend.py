@@ -148,6 +148,7 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
     def init_forward_metadata_out_graph(self, forward_batch: Any, in_capture: bool = False) -> None:
         """Decode graphs: before each capture, with empty tables, and before each replay."""
         bs = forward_batch.batch_size
+        self._captures = ()
         if in_capture:
             self.shift = None
             self._tables = None

@@ -36,6 +36,7 @@ _REQUIRED: Final[tuple[tuple[str, tuple[object, ...], str], ...]] = (
     ("kv_events_config", (None,), "events name prefixes without their namespace"),
     ("enable_return_routed_experts", (None, False), "experts are looked up by token slot"),
     ("enable_deterministic_inference", (None, False), "contexts are not split in fixed tiles"),
+    ("enable_torch_compile", (None, False), "compiled graphs would have to contain our kernels"),
     ("enable_mis", (None, False), "several items of a prompt do not see each other"),
     ("pp_size", (None, 1), "contexts span all layers of one rank"),
     ("attn_dp_size", (None, 1), "not verified yet"),
@@ -133,6 +134,11 @@ def unsupported_model(context: Any, model_runner: Any) -> list[str]:
     problems = []
     if getattr(model_runner.model_config, "is_multimodal", False):
         problems.append("- multimodal models: their prompts are not verified yet")
+    if model_runner.kv_cache_dtype != model_runner.dtype:
+        problems.append(
+            f"- KV cache of {model_runner.kv_cache_dtype} for a model in {model_runner.dtype}: expected the same "
+            "type; leave --kv-cache-dtype unset and use a checkpoint without kv_cache_quant_algo"
+        )
     if context.is_hybrid_swa or context.is_hybrid_ssm or getattr(model_runner, "use_mla_backend", False):
         problems.append("- hybrid (sliding window, state space) and MLA models have no plain per-head KV")
     layers = [m for m in model_runner.model.modules() if isinstance(m, RadixAttention)]

@@ -17,6 +17,7 @@ class WindowCapture:
         self._scaling = [0.0] * num_layers
         self._seen = torch.zeros(num_layers, window, dtype=torch.bool)
         self._query: torch.Tensor | None = None
+        self._failure: str | None = None
 
     @property
     def is_complete(self) -> bool:
@@ -24,17 +25,31 @@ class WindowCapture:
         return bool(self._seen.all())
 
     def store(self, layer: int, position: int, query: torch.Tensor, scaling: float) -> None:
-        """Copy `query` `[n, HQ, D]` of the positions from `position` on; all inside the window."""
-        if self._query is None:
-            shape = (*self._seen.shape, *query.shape[1:])
-            self._query = torch.empty(shape, dtype=query.dtype, device=query.device)
+        """Copy `query` `[n, HQ, D]` of the positions from `position` on; all inside the window.
+
+        Never raises for want of memory, which would end the forward of a whole batch: `queries` tells.
+        """
         rows = slice(position - self.start, position - self.start + query.shape[0])
+        self._seen[layer, rows] = True  # whatever happens: every rank must come to the same point
+        if self._failure is not None or not self._make_room(query):
+            return
+        assert self._query is not None
         self._query[layer, rows] = query
-        self._seen[layer, rows] = True
         self._scaling[layer] = scaling
 
+    def _make_room(self, query: torch.Tensor) -> bool:
+        if self._query is None:
+            shape = (*self._seen.shape, *query.shape[1:])
+            try:
+                self._query = torch.empty(shape, dtype=query.dtype, device=query.device)
+            except torch.OutOfMemoryError as error:
+                self._failure = f"no memory for the window's queries, {list(shape)} of {query.dtype}: {error}"
+        return self._query is not None
+
     def queries(self) -> WindowQueries:
-        """The captured queries; raise RuntimeError if some are missing."""
+        """The captured queries; raise RuntimeError if there was no memory for them or some are missing."""
+        if self._failure is not None:
+            raise RuntimeError(self._failure)
         if self._query is None or not self.is_complete:
             missing = int((~self._seen).sum())
             raise RuntimeError(f"window queries: {missing} of {self._seen.numel()} were not computed")

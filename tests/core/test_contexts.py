@@ -74,14 +74,14 @@ def test_a_contexts_id_depends_on_its_tokens_namespace_and_settings_alone():
         {"window": 8},
         {"pooling": "mean"},
         {"group_reduction": "max"},
-        {"scorer": "keydiff"},
+        {"scorer": "snapkv"},
         {"kernel_size": 5},
         {"sinks": 0},
     ]
     ids |= {key(1, 2).context_id(AdaKVConfig(**change)) for change in changes}
     assert len(ids) == 3 + len(changes)
     assert key(1, 2).context_id(AdaKVConfig(debug_checks=True)) == key(1, 2).context_id(CONFIG)
-    assert key(1, 2).context_id(CONFIG) == "bdcb10c69c88f35544602498"
+    assert key(1, 2).context_id(CONFIG) == "2afb6267627d5ff92a732a5c"
 
 
 def test_a_namespace_names_the_base_key_and_the_context():

@@ -102,7 +102,15 @@ def kept_mask(scores, num_slots, config):
 
 
 def settings(ratio):
-    return AdaKVConfig(keep_ratio=1 - ratio, alpha=0.0, window=WINDOW, pooling="mean", kernel_size=5, sinks=0)
+    return AdaKVConfig(
+        scorer="snapkv",
+        keep_ratio=1 - ratio,
+        alpha=0.0,
+        window=WINDOW,
+        pooling="mean",
+        kernel_size=5,
+        sinks=0,
+    )
 
 
 def test_our_scores_are_kvpress_scores_up_to_rounding(our_scores, kvpress_run):

@@ -40,7 +40,7 @@ def pool_by_hand(row, pooling, kernel_size):
 @pytest.mark.parametrize(("window", "num_tokens"), [(1, 2), (8, 9), (8, 64), (33, 111)])
 def test_scores_are_the_pooled_attention_of_the_window(window, num_tokens, pooling, kernel_size):
     query, key = inputs(window, num_tokens)
-    config = AdaKVConfig(window=window, pooling=pooling, kernel_size=kernel_size)
+    config = AdaKVConfig(scorer="snapkv", window=window, pooling=pooling, kernel_size=kernel_size)
     scores = score_window(3, query, key, SCALING, config)
     mass = expected_mass(query, key)
     before = [pool_by_hand(row.tolist(), pooling, kernel_size) for row in mass[:, : num_tokens - window]]
@@ -51,7 +51,9 @@ def test_scores_are_the_pooled_attention_of_the_window(window, num_tokens, pooli
 
 def test_the_windows_own_columns_stay_unpooled_and_do_not_leak():
     query, key = inputs(8, 40)
-    scores = score_window(0, query, key, SCALING, AdaKVConfig(window=8, pooling="max", kernel_size=7))
+    scores = score_window(
+        0, query, key, SCALING, AdaKVConfig(scorer="snapkv", window=8, pooling="max", kernel_size=7)
+    )
     assert torch.equal(scores.value[:, -8:], scores.mass[:, -8:])
     highest_before = scores.mass[:, -8 - 4 : -8].amax(dim=1)
     assert torch.equal(scores.value[:, -9], highest_before)
@@ -60,7 +62,7 @@ def test_the_windows_own_columns_stay_unpooled_and_do_not_leak():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 def test_the_mass_of_every_head_sums_to_one(dtype):
     query, key = inputs(32, 111)
-    scores = score_window(0, query.to(dtype), key.to(dtype), SCALING, AdaKVConfig())
+    scores = score_window(0, query.to(dtype), key.to(dtype), SCALING, AdaKVConfig(scorer="snapkv"))
     assert scores.mass.dtype == scores.value.dtype == torch.float32
     assert_close("sums", scores.mass.sum(dim=1), torch.ones(NUM_HEADS), 1e-5)
 
@@ -68,7 +70,9 @@ def test_the_mass_of_every_head_sums_to_one(dtype):
 def test_maximum_is_never_below_none_and_mean_never_above_maximum():
     query, key = inputs(8, 64)
     score = {
-        pooling: score_window(0, query, key, SCALING, AdaKVConfig(window=8, pooling=pooling)).value
+        pooling: score_window(
+            0, query, key, SCALING, AdaKVConfig(scorer="snapkv", window=8, pooling=pooling)
+        ).value
         for pooling in ("max", "mean", "none")
     }
     assert (score["max"] >= score["none"]).all()
@@ -77,11 +81,11 @@ def test_maximum_is_never_below_none_and_mean_never_above_maximum():
 
 def test_without_pooling_the_scores_are_the_mass():
     query, key = inputs(8, 64)
-    scores = score_window(0, query, key, SCALING, AdaKVConfig(window=8, pooling="none"))
+    scores = score_window(0, query, key, SCALING, AdaKVConfig(scorer="snapkv", window=8, pooling="none"))
     assert torch.equal(scores.value, scores.mass)
 
 
 def test_a_context_that_is_all_window_can_be_scored():
     query, key = inputs(8, 8)
-    scores = score_window(0, query, key, SCALING, AdaKVConfig(window=8))
+    scores = score_window(0, query, key, SCALING, AdaKVConfig(scorer="snapkv", window=8))
     assert torch.equal(scores.value, scores.mass)

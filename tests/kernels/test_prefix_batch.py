@@ -118,6 +118,16 @@ class TestTypesAndSizes:
     def test_a_query_group_of_16(self):
         Case([[[66, 5]]], [[0, 1, 2]], 3, 16, 64, torch.float32).check()
 
+    @pytest.mark.skipif(INTERPRETED, reason="needs a pool of 8 GiB")
+    @pytest.mark.parametrize("rows", [1, 8, 64])
+    def test_values_more_than_two_to_the_31st_elements_away(self, rows):
+        case = Case([[[70, 3]]], [list(range(rows))], rows, 4, 128, torch.bfloat16)
+        far = 2**24  # lanes of 128
+        pool = torch.full((2 * far, 128), float("nan"), dtype=case.dtype, device=DEVICE)
+        pool[: case.offset], pool[far : far + case.offset] = case.kv[: case.offset], case.kv[case.offset :]
+        case.kv, case.offset = pool, far
+        case.check()
+
     def test_a_batch_without_contexts_changes_nothing(self):
         Case([[[5, 5]]], [[]], 4, 2, 64, torch.float32).check()
 

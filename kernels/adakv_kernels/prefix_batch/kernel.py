@@ -125,6 +125,7 @@ def _attend_keys_first(
     b_sum = tl.zeros([QUERIES], tl.float32)
     b_out = tl.zeros([BLOCK_D, QUERIES], tl.float32)
     b_qt = tl.trans(b_q)
+    to_value = value_offset.to(tl.int64) * D
     for i_n in range(start, end, KEYS):
         o_n = i_n + tl.arange(0, KEYS)
         m_n = o_n < end
@@ -136,7 +137,7 @@ def _attend_keys_first(
         b_new = tl.maximum(b_max, tl.max(b_s, 0))
         b_p = tl.exp2(b_s - b_new[None, :])
         b_old = tl.exp2(b_max - b_new)
-        b_v = tl.load(p_k + value_offset * D, mask=m, other=0.0)
+        b_v = tl.load(p_k + to_value, mask=m, other=0.0)
         b_sum = b_sum * b_old + tl.sum(b_p, 0)
         b_out = b_out * b_old[None, :] + tl.dot(tl.trans(b_v), b_p.to(b_v.dtype))
         b_max = b_new
