@@ -35,6 +35,15 @@ def test_values_are_those_of_kvpress(scorer, num_tokens):
     assert_close(scorer, got, want, 2e-6)
 
 
+@pytest.mark.parametrize("scorer", ["keydiff", "knorm"])
+def test_parts_of_a_long_context_are_scored_as_one(scorer, monkeypatch):
+    query, key, value = tensors(300)
+    config = AdaKVConfig(scorer=scorer, window=WINDOW)
+    whole = score_window(0, query, key, 0.25, config, value).value
+    monkeypatch.setattr("adakv_sglang.core.scorers.inputs.PART", 128)
+    assert_close(scorer, score_window(0, query, key, 0.25, config, value).value, whole, 2e-6)
+
+
 @pytest.mark.parametrize("scorer", SCORERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_tokens_may_lie_anywhere_in_the_pool(scorer, dtype):

@@ -1,8 +1,12 @@
 """What a scorer may read of one layer."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Final
 
 import torch
+
+PART: Final = 16384  # tokens
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +34,11 @@ class LayerInputs:
     def num_heads(self) -> int:
         """H, KV heads on this rank."""
         return self.key.shape[1]
+
+    def key_parts(self) -> Iterator[torch.Tensor]:
+        """Keys of all heads, float32 `[n, H, D]`, so many tokens at a time that the copies stay bounded."""
+        for slots in torch.split(self.slots, PART):
+            yield self.key[slots].float()
 
     def keys_of(self, head: int) -> torch.Tensor:
         """Keys of one head, float32 `[N, D]`: one head at a time bounds the copy."""

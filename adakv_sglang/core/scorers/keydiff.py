@@ -1,10 +1,13 @@
 """KeyDiff: keys that differ from the average key."""
 
+from typing import Final
+
 import torch
-from torch.nn.functional import cosine_similarity, normalize
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.scorers.inputs import LayerInputs
+
+TINY: Final = 1e-12  # norms are at least this, as in torch's normalize
 
 
 def keydiff_scores(inputs: LayerInputs, _mass: torch.Tensor, _config: AdaKVConfig) -> torch.Tensor:
@@ -12,9 +15,15 @@ def keydiff_scores(inputs: LayerInputs, _mass: torch.Tensor, _config: AdaKVConfi
 
     Source: KeyDiff, arXiv 2504.15364, section 3; the whole context at once, not in blocks.
     """
-    scores = []
-    for head in range(inputs.num_heads):
-        keys = inputs.keys_of(head)
-        anchor = normalize(keys, dim=-1).mean(dim=0, keepdim=True)
-        scores.append(-cosine_similarity(keys, anchor, dim=-1))
-    return torch.stack(scores)
+    norms = [keys.norm(dim=-1).clamp_min(TINY) for keys in inputs.key_parts()]  # [n, H] each
+    sums = [
+        torch.einsum("nhd,nh->hd", keys, 1 / norm)
+        for keys, norm in zip(inputs.key_parts(), norms, strict=True)
+    ]
+    anchor = torch.stack(sums).sum(0)
+    anchor = anchor / anchor.norm(dim=-1, keepdim=True).clamp_min(TINY)
+    similarity = [
+        torch.einsum("nhd,hd->hn", keys, anchor) / norm.T
+        for keys, norm in zip(inputs.key_parts(), norms, strict=True)
+    ]
+    return -torch.cat(similarity, dim=1)

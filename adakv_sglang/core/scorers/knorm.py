@@ -8,4 +8,4 @@ from adakv_sglang.core.scorers.inputs import LayerInputs
 
 def knorm_scores(inputs: LayerInputs, _mass: torch.Tensor, _config: AdaKVConfig) -> torch.Tensor:
     """Minus the L2 norm of each key; float32 `[H, N]`. Source: Devoto et al., arXiv 2406.11430."""
-    return torch.stack([-inputs.keys_of(head).norm(dim=-1) for head in range(inputs.num_heads)])
+    return -torch.cat([keys.norm(dim=-1).T for keys in inputs.key_parts()], dim=1)
