@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 
 CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
 SCORERS: Final = ("snapkv", "keydiff", "knorm", "lagkv", "streaming", "random")
-ALLOCATORS: Final = ("adakv", "uniform", "cross-layer")
+ALLOCATORS: Final = ("adakv", "cross-layer", "ada-pyramid", "pyramid", "uniform")
 POOLINGS: Final = ("max", "mean", "none")
 REDUCTIONS: Final = ("mean", "max")
 
@@ -26,7 +26,8 @@ class AdaKVConfig:
     keep_ratio: token slots a context keeps, as a share of its tokens, in (0, 1].
     scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers.
     allocator: "adakv" (budgets differ between the heads of a layer, arXiv 2407.11550), "cross-layer" (between
-    all heads of all layers) or "uniform" (not at all).
+    all heads of all layers), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
+    "uniform" (not at all).
     alpha: share of the budget that every head gets alike, in [0, 1]; 1 is uniform, 0 a pure ranking.
     window: number of last tokens of the context whose queries score the others; always kept.
     group_reduction: how the query heads of a KV head count together, "mean" or "max" of their scores.

@@ -25,7 +25,10 @@ GOOD = {
 BAD = {
     "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
     "scorer": (["", "SnapKV", None, 3], "one of snapkv, keydiff, knorm, lagkv, streaming, random"),
-    "allocator": (["", "AdaKV", "pyramid", None, 3, ["adakv"]], "one of adakv, uniform, cross-layer"),
+    "allocator": (
+        ["", "AdaKV", "snapkv", None, 3, ["adakv"]],
+        "one of adakv, cross-layer, ada-pyramid, pyramid, uniform",
+    ),
     "alpha": ([-0.1, 1.1, NAN, "0.2", None, False], "a number in [0, 1]"),
     "window": ([0, -1, 1025, 32.0, "32", None, True], "a whole number in [1, 1024]"),
     "pooling": (["", "avg", None, 1], "one of max, mean, none"),
@@ -202,7 +205,10 @@ def test_good_options_are_taken_over(options):
             for bad in (-1, 1.5, "x", True)
         ],
         *[({"compress": bad}, f"compress: expected true or false, got {bad!r}") for bad in (1, "yes", None)],
-        ({"allocator": "x"}, "allocator: expected one of adakv, uniform, cross-layer, got 'x'"),
+        (
+            {"allocator": "x"},
+            "allocator: expected one of adakv, cross-layer, ada-pyramid, pyramid, uniform, got 'x'",
+        ),
         *[
             ({name: bad}, f"{name}: expected a whole number in [1, 2147483647], got {bad!r}")
             for name in ("context_tokens", "context_messages")

@@ -12,9 +12,9 @@ from adakv_sglang.core.types import HeadBudgets, Scores
 
 
 def allocate(
-    scored: Iterable[Scores], num_slots: int, config: AdaKVConfig
+    scored: Iterable[Scores], num_layers: int, num_slots: int, config: AdaKVConfig
 ) -> Iterator[tuple[Scores, HeadBudgets]]:
-    """Each layer's scores with its budgets, in the order of the layers.
+    """Each layer's scores with its budgets, in the order of the layers; `num_slots` per head on average.
 
     One layer at a time, unless the allocator ranks all of them together: it holds the scores of all layers,
     8 bytes per layer, head and token, and as much again while it sorts.
@@ -23,8 +23,11 @@ def allocate(
         layers = list(scored)
         yield from zip(layers, cross_layer_budgets(layers, num_slots, config), strict=True)
         return
-    for scores in scored:
-        yield scores, allocate_budgets(scores, num_slots, config)
+    for layer, scores in enumerate(scored):
+        slots = num_slots
+        if config.allocator in PYRAMIDS:
+            slots = pyramid_slots(num_layers, scores.value.shape[1], num_slots, config)[layer]
+        yield scores, allocate_budgets(scores, slots, config)
 
 
 def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> HeadBudgets:
@@ -34,12 +37,23 @@ def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> Hea
     The sum is exactly `H * num_slots`. Raises ValueError if `num_slots` cannot hold the protected
     tokens or exceeds the number of tokens.
     """
-    num_heads, num_tokens = scores.value.shape
-    protected = config.num_protected
-    if not protected <= num_slots <= num_tokens:
-        raise ValueError(f"num_slots: expected {protected} to {num_tokens}, got {num_slots}")
-    free = ALLOCATORS[config.allocator](_candidates(scores, config), num_slots - protected, config)
-    return HeadBudgets(scores.layer, tuple(protected + count for count in free))
+    free = _free_slots(scores.value.shape[1], num_slots, config)
+    counts = ALLOCATORS[config.allocator](_candidates(scores, config), free, config)
+    return HeadBudgets(scores.layer, tuple(config.num_protected + count for count in counts))
+
+
+def pyramid_slots(num_layers: int, num_tokens: int, num_slots: int, config: AdaKVConfig) -> list[int]:
+    """Slots per head of each layer, fewer from layer to layer in equal steps; `num_slots` on average, exactly.
+
+    The last layer gets a 20th of the average beside the protected tokens, or as much more as is left over when
+    the first layer keeps everything. Source: PyramidKV, arXiv 2406.02069, section 3.2, with its beta of 20.
+    Raises ValueError if `num_slots` cannot hold the protected tokens or exceeds the number of tokens.
+    """
+    free = _free_slots(num_tokens, num_slots, config)
+    most = min(Fraction(num_tokens - config.num_protected), 2 * free - Fraction(free, PYRAMID_BETA))
+    step = (2 * most - 2 * free) / max(1, num_layers - 1)
+    shares = [most - layer * step if num_layers > 1 else Fraction(free) for layer in range(num_layers)]
+    return [config.num_protected + count for count in largest_remainder(shares)]
 
 
 def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVConfig) -> list[HeadBudgets]:
@@ -49,15 +63,24 @@ def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVC
     exactly `L * H * num_slots`. Scores must be comparable between layers: attention and cosines are.
     Source: one ranking over layers and heads as in KVzip (arXiv 2505.23416), with Ada-KV's safeguard.
     """
-    num_heads, protected = layers[0].value.shape[0], config.num_protected
+    num_heads, num_tokens = layers[0].value.shape
+    protected = config.num_protected
     candidates = torch.cat([_candidates(scores, config) for scores in layers])  # [L * H, n]
-    free = adakv_budgets(candidates, num_slots - protected, config)
+    free = adakv_budgets(candidates, _free_slots(num_tokens, num_slots, config), config)
     return [
         HeadBudgets(
             scores.layer, tuple(protected + count for count in free[i * num_heads : (i + 1) * num_heads])
         )
         for i, scores in enumerate(layers)
     ]
+
+
+def _free_slots(num_tokens: int, num_slots: int, config: AdaKVConfig) -> int:
+    """Slots per head beside the protected tokens."""
+    protected = config.num_protected
+    if not protected <= num_slots <= num_tokens:
+        raise ValueError(f"num_slots: expected {protected} to {num_tokens}, got {num_slots}")
+    return num_slots - protected
 
 
 def _candidates(scores: Scores, config: AdaKVConfig) -> torch.Tensor:
@@ -99,7 +122,11 @@ def largest_remainder(shares: list[Fraction]) -> list[int]:
 
 
 CROSS_LAYER: Final = "cross-layer"
+PYRAMIDS: Final = ("pyramid", "ada-pyramid")
+PYRAMID_BETA: Final = 20
 ALLOCATORS: Final[dict[str, Callable[[torch.Tensor, int, AdaKVConfig], list[int]]]] = {
     "adakv": adakv_budgets,
     "uniform": uniform_budgets,
+    "ada-pyramid": adakv_budgets,
+    "pyramid": uniform_budgets,
 }

@@ -88,7 +88,8 @@ def keep(attention: Attention, num_slots: int, config: AdaKVConfig) -> list[torc
         for layer, (query, key, value) in sorted(attention.seen.items())
     )
     masks = []
-    for scores, budgets in allocate((score_layer(each, config) for each in inputs), num_slots, config):
+    scored = (score_layer(each, config) for each in inputs)
+    for scores, budgets in allocate(scored, len(attention.seen), num_slots, config):
         kept = select_tokens(scores, budgets, config)
         mask = torch.zeros(scores.value.shape, dtype=torch.bool)
         heads = torch.arange(len(mask)).repeat_interleave(torch.tensor(kept.indptr).diff())

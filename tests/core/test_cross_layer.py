@@ -1,19 +1,23 @@
-"""Budgets that move between layers: one ranking over all heads of all layers."""
+"""Budgets that move between layers: one ranking over all heads of all layers, and pyramids."""
+
+from types import SimpleNamespace
 
 import hypothesis.strategies as st
 import pytest
 import torch
 from helpers import generator, random_scores
 from hypothesis import given
+from kvpress import PyramidKVPress
 
 from adakv_sglang import AdaKVConfig
 from adakv_sglang.core import Scores, allocate
+from adakv_sglang.core.budgets import pyramid_slots
 
 SETTINGS = {"allocator": "cross-layer", "window": 3, "sinks": 1}
 
 
 def budgets(layers, num_slots, config):
-    return [found.tokens for _, found in allocate(layers, num_slots, config)]
+    return [found.tokens for _, found in allocate(layers, len(layers), num_slots, config)]
 
 
 def layers_of(num_layers, num_heads, num_tokens, seed):
@@ -60,7 +64,37 @@ def test_one_layer_gets_what_adakv_gives_it():
     assert budgets(layers, 20, same["adakv"]) == budgets(layers, 20, same["cross-layer"])
 
 
-@pytest.mark.parametrize("allocator", ["adakv", "uniform"])
+@given(
+    num_layers=st.integers(1, 40),
+    num_tokens=st.integers(4, 3000),
+    share=st.floats(0, 1),
+)
+def test_a_pyramid_falls_in_equal_steps_and_has_the_exact_average(num_layers, num_tokens, share):
+    config = AdaKVConfig(allocator="pyramid", window=3, sinks=1)
+    num_slots = 4 + round(share * (num_tokens - 4))
+    slots = pyramid_slots(num_layers, num_tokens, num_slots, config)
+    assert sum(slots) == num_layers * num_slots
+    assert all(4 <= count <= num_tokens for count in slots)
+    steps = [before - after for before, after in zip(slots, slots[1:], strict=False)]
+    assert not steps or max(steps) - min(steps) <= 2, "more than rounding"
+
+
+@pytest.mark.parametrize("ratio", [0.2, 0.5, 0.9])
+def test_a_pyramid_is_kvpress_pyramid_up_to_rounding(ratio):
+    """kvpress counts the window beside its budget and has neither sinks nor exact sums."""
+    num_layers, candidates = 30, 2000
+    config = AdaKVConfig(allocator="pyramid", window=3, sinks=1)
+    press = PyramidKVPress(1 - ratio * candidates / (candidates + 1), window_size=1)
+    modules = [
+        SimpleNamespace(layer_idx=layer, config=SimpleNamespace(num_hidden_layers=num_layers))
+        for layer in range(num_layers)
+    ]
+    want = [press.get_layer_budget(module, candidates + 1) for module in modules]
+    got = pyramid_slots(num_layers, candidates + 4, 4 + round(ratio * candidates), config)
+    assert all(abs(ours - 4 - theirs) <= 1 for ours, theirs in zip(got, want, strict=True))
+
+
+@pytest.mark.parametrize("allocator", ["adakv", "uniform", "pyramid", "ada-pyramid"])
 def test_other_allocators_take_one_layer_at_a_time(allocator):
     seen = []
 
@@ -70,5 +104,5 @@ def test_other_allocators_take_one_layer_at_a_time(allocator):
             yield scores
 
     config = AdaKVConfig(window=3, sinks=1, allocator=allocator)
-    for count, _ in enumerate(allocate(scored(), 14, config), start=1):
+    for count, _ in enumerate(allocate(scored(), 3, 14, config), start=1):
         assert len(seen) == count

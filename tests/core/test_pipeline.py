@@ -53,7 +53,7 @@ def test_keep_ratio_one_keeps_everything_and_attention_is_full_attention():
 
 
 @pytest.mark.parametrize("keep_ratio", [0.2, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("allocator", ["adakv", "uniform", "cross-layer"])
+@pytest.mark.parametrize("allocator", ["adakv", "cross-layer", "ada-pyramid", "pyramid", "uniform"])
 def test_only_the_owned_slots_are_written_and_all_of_them(allocator, keep_ratio):
     config = AdaKVConfig(keep_ratio=keep_ratio, allocator=allocator, window=4, sinks=2)
     pool, queries, source, owned = problem(64, config)
@@ -70,7 +70,7 @@ def test_only_the_owned_slots_are_written_and_all_of_them(allocator, keep_ratio)
     num_tokens=st.integers(8, 80),
     keep_ratio=st.floats(0.5, 1),
     alpha=st.floats(0, 1),
-    allocator=st.sampled_from(["adakv", "uniform", "cross-layer"]),
+    allocator=st.sampled_from(["adakv", "cross-layer", "ada-pyramid", "pyramid", "uniform"]),
     seed=st.integers(0, 2**16),
 )
 def test_every_lane_of_the_owned_slots_is_used_exactly_once(
@@ -84,7 +84,7 @@ def test_every_lane_of_the_owned_slots_is_used_exactly_once(
     assert sorted(prefix.pages.lanes.tolist()) == sorted(owned_lanes)
     per_layer = [sum(layer) for layer in prefix.head_budgets]
     assert sum(per_layer) == num_layers * num_heads * len(owned)
-    assert allocator == "cross-layer" or len(set(per_layer)) == 1
+    assert allocator not in ("adakv", "uniform") or len(set(per_layer)) == 1
     assert prefix.pages.indptr.diff().tolist() == [n for layer in prefix.head_budgets for n in layer]
     assert (prefix.num_tokens, prefix.num_slots) == (num_tokens, len(owned))
     assert all(0 <= mass <= 1 for layer in prefix.retained_mass for mass in layer)

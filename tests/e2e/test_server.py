@@ -88,7 +88,7 @@ def test_flushing_forgets_contexts(adakv, workload):
 
 @pytest.mark.parametrize(
     ("scorer", "allocator"),
-    [("keydiff", "cross-layer"), ("lagkv", "adakv"), ("knorm", "uniform"), ("random", "cross-layer")],
+    [("keydiff", "cross-layer"), ("lagkv", "adakv"), ("knorm", "uniform"), ("random", "ada-pyramid")],
 )
 def test_every_method_owns_the_same_slots_and_serves_follow_ups(adakv, workload, scorer, allocator):
     """The pool is recounted after every compression, and its padding slot is NaN."""
