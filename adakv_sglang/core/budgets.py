@@ -23,11 +23,10 @@ def allocate(
         layers = list(scored)
         yield from zip(layers, cross_layer_budgets(layers, num_slots, config), strict=True)
         return
+    slots: list[int] = []
     for layer, scores in enumerate(scored):
-        slots = num_slots
-        if config.allocator in PYRAMIDS:
-            slots = pyramid_slots(num_layers, scores.value.shape[1], num_slots, config)[layer]
-        yield scores, allocate_budgets(scores, slots, config)
+        slots = slots or _layer_slots(num_layers, scores.value.shape[1], num_slots, config)
+        yield scores, allocate_budgets(scores, slots[layer], config)
 
 
 def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> HeadBudgets:
@@ -73,6 +72,13 @@ def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVC
         )
         for i, scores in enumerate(layers)
     ]
+
+
+def _layer_slots(num_layers: int, num_tokens: int, num_slots: int, config: AdaKVConfig) -> list[int]:
+    """Slots per head of each layer."""
+    if config.allocator in PYRAMIDS:
+        return pyramid_slots(num_layers, num_tokens, num_slots, config)
+    return [num_slots] * num_layers
 
 
 def _free_slots(num_tokens: int, num_slots: int, config: AdaKVConfig) -> int:

@@ -26,6 +26,13 @@ class ContextKey:
         """Length of the prefix."""
         return len(self.tokens) // 8
 
+    def begins(self, tokens: "array[int]") -> bool:
+        """Whether `tokens`, of type code q and at least as many, start with this prefix; nothing is copied."""
+        known, length = memoryview(self.tokens).cast("q"), self.num_tokens
+        if any(tokens[place] != known[place] for place in (length - 1, length // 2)):
+            return False  # most other prefixes differ here
+        return memoryview(tokens)[:length] == known
+
     def namespace(self, context_id: str) -> str:
         """Extra key of this prefix as the context of that name."""
         return f"{self.extra_key or ''}{NAMESPACE_MARK}{context_id}"
@@ -72,7 +79,6 @@ class ContextRegistry:
     version: int = 0
     _by_namespace: dict[str, Context] = field(default_factory=dict)
     _by_scope: dict[tuple[str | None, str | None], list[Context]] = field(default_factory=dict)
-    _tokens: dict[str, "array[int]"] = field(default_factory=dict)
     _handles: set[int] = field(default_factory=set)
 
     def __len__(self) -> int:
@@ -96,7 +102,6 @@ class ContextRegistry:
         if context.namespace in self._by_namespace or context.handle in self._handles:
             raise ValueError(f"context {context.context_id} or handle {context.handle} is in use")
         self._by_namespace[context.namespace] = context
-        self._tokens[context.namespace] = array("q", context.key.tokens)
         self._handles.add(context.handle)
         self._show(context)
 
@@ -108,15 +113,9 @@ class ContextRegistry:
         tokens: int64 (type code q), read in place: a prompt may be long, and this runs for every request.
         """
         for context in self._by_scope.get((extra_key, cache_salt), ()):
-            if context.key.num_tokens <= limit and self._begins_with(tokens, context):
+            if context.key.num_tokens <= limit and context.key.begins(tokens):
                 return context
         return None
-
-    def _begins_with(self, tokens: "array[int]", context: Context) -> bool:
-        known, length = self._tokens[context.namespace], context.key.num_tokens
-        if any(tokens[place] != known[place] for place in (length - 1, length // 2)):
-            return False  # most other contexts differ here
-        return memoryview(tokens)[:length] == memoryview(known)
 
     def recall(self, key: ContextKey, config: AdaKVConfig) -> Context | None:
         """The live context of exactly this prefix made with exactly these settings; visible from now on."""
@@ -152,13 +151,12 @@ class ContextRegistry:
         self.retire(context)
         if not self._by_scope.get((context.key.extra_key, context.key.cache_salt), True):
             del self._by_scope[context.key.extra_key, context.key.cache_salt]
-        del self._by_namespace[context.namespace], self._tokens[context.namespace]
+        del self._by_namespace[context.namespace]
         self._handles.discard(context.handle)
 
     def clear(self) -> None:
         """Forget everything without freeing: the pool was cleared as a whole."""
         self._by_namespace.clear()
-        self._tokens.clear()
         self._by_scope.clear()
         self._handles.clear()
         self.version += 1

@@ -36,7 +36,7 @@ def compress_prefix(
     scored = (score_layer(layer_inputs, config) for layer_inputs in inputs)
     kept = [
         select_tokens(scores, budgets, config)
-        for scores, budgets in allocate(scored, expected[0], owned_slots.numel(), config)
+        for scores, budgets in allocate(scored, pool.geometry.num_layers, owned_slots.numel(), config)
     ]
     pages = lay_out_pages(kept, owned_slots, pool.geometry)
     compact_(pool, plan_compaction(kept, source_slots, pages, pool.geometry))

@@ -20,9 +20,17 @@ from common import copy_bandwidth, record
 
 from adakv_kernels import copy_lanes_, window_scores
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core import LaneGeometry, LanePool, LayerInputs, WindowQueries, compress_prefix, score_layer
-from adakv_sglang.core.budgets import allocate_budgets
-from adakv_sglang.core.selection import select_tokens
+from adakv_sglang.core import (
+    LaneGeometry,
+    LanePool,
+    LayerInputs,
+    Scores,
+    WindowQueries,
+    allocate,
+    compress_prefix,
+    score_layer,
+    select_tokens,
+)
 
 HEADS, GROUP, DIM, LAYERS = 8, 4, 128, 32  # Llama-3.1-8B
 
@@ -65,10 +73,13 @@ class Problem:
 
     def select(self) -> None:
         """Scores, budgets and selection, all layers."""
-        for layer in range(LAYERS):
-            tensors = (self.queries.query[layer], self.pool.keys(layer), self.pool.values(layer))
-            scores = score_layer(LayerInputs(layer, *tensors, DIM**-0.5, self.source), self.config)
-            select_tokens(scores, allocate_budgets(scores, self.owned.numel(), self.config), self.config)
+        scored = (self._score(layer) for layer in range(LAYERS))
+        for scores, budgets in allocate(scored, LAYERS, self.owned.numel(), self.config):
+            select_tokens(scores, budgets, self.config)
+
+    def _score(self, layer: int) -> Scores:
+        tensors = (self.queries.query[layer], self.pool.keys(layer), self.pool.values(layer))
+        return score_layer(LayerInputs(layer, *tensors, DIM**-0.5, self.source), self.config)
 
     def copy(self) -> None:
         """The copies alone, as many lanes as all layers keep."""

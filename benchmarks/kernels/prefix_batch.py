@@ -38,7 +38,7 @@ CASES = (
     Case("decode, 1 context, batch 1", 1, 1),
     Case("decode, 1 context, batch 64", 1, 64),
     Case("decode, 64 contexts, batch 64", 64, 64),
-    Case("extend, 1 context, 64 tokens", 1, 64 + 1),
+    Case("extend, 1 context, 65 tokens", 1, 65),
     Case("extend, 8 contexts, 512 tokens", 8, 512),
     Case("extend, 8 contexts, 4096 tokens", 8, 4096),
 )

@@ -5,8 +5,8 @@ import torch
 from helpers import assert_close, score_window
 from kvpress import KeyDiffPress, KnormPress, LagKVPress
 
-from adakv_sglang import AdaKVConfig
-from adakv_sglang.core import LayerInputs, score_layer
+from adakv_sglang import AdaKVConfig, config
+from adakv_sglang.core import LayerInputs, budgets, score_layer
 from adakv_sglang.core.scorers import SCORERS
 from adakv_sglang.core.scorers.lagkv import LAG
 
@@ -56,6 +56,11 @@ def test_tokens_may_lie_anywhere_in_the_pool(scorer, dtype):
     want = score_window(1, query, key, 0.25, config, value)
     assert scores.value.dtype == torch.float32 and tuple(scores.value.shape) == (HEADS, 300)
     assert torch.equal(scores.value, want.value) and torch.equal(scores.mass, want.mass)
+
+
+def test_every_scorer_and_allocator_that_can_be_chosen_exists():
+    assert set(SCORERS) == set(config.SCORERS)
+    assert {*budgets.ALLOCATORS, budgets.CROSS_LAYER} == set(config.ALLOCATORS)
 
 
 def test_streaming_keeps_the_latest():

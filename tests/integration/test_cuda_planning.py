@@ -15,9 +15,8 @@ NAME = "adakv_sglang.integration.flashinfer_backend"
 @pytest.fixture
 def backend(monkeypatch):
     """A backend as it is after graphs for up to 64 rows were captured; not initialised by SGLang."""
-    for name in ("_safe_merge_state",):
-        if not hasattr(stock, name):  # FlashInfer is not installed
-            monkeypatch.setattr(stock, name, None, raising=False)
+    if not hasattr(stock, "_safe_merge_state"):  # FlashInfer is not installed
+        monkeypatch.setattr(stock, "_safe_merge_state", None, raising=False)
     monkeypatch.delitem(sys.modules, NAME, raising=False)
     from adakv_sglang.integration.flashinfer_backend import AdaKVFlashInferBackend
 

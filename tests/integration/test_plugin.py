@@ -110,8 +110,6 @@ def test_without_the_flag_nothing_is_changed():
 
 REGISTER = """
 import sys
-from importlib.util import find_spec
-from types import SimpleNamespace
 sys.argv = ["server", *{arguments!r}]
 from adakv_sglang.integration import plugin
 {patch}

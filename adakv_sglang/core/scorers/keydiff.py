@@ -15,11 +15,10 @@ def keydiff_scores(inputs: LayerInputs, _mass: torch.Tensor, _config: AdaKVConfi
 
     Source: KeyDiff, arXiv 2504.15364, section 3; the whole context at once, not in blocks.
     """
-    norms = [keys.norm(dim=-1).clamp_min(TINY) for keys in inputs.key_parts()]  # [n, H] each
-    sums = [
-        torch.einsum("nhd,nh->hd", keys, 1 / norm)
-        for keys, norm in zip(inputs.key_parts(), norms, strict=True)
-    ]
+    norms, sums = [], []
+    for keys in inputs.key_parts():
+        norms.append(keys.norm(dim=-1).clamp_min(TINY))  # [n, H]
+        sums.append(torch.einsum("nhd,nh->hd", keys, 1 / norms[-1]))
     anchor = torch.stack(sums).sum(0)
     anchor = anchor / anchor.norm(dim=-1, keepdim=True).clamp_min(TINY)
     similarity = [

@@ -6,11 +6,12 @@ import torch
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.scorers.inputs import LayerInputs
+from adakv_sglang.core.scorers.streaming import streaming_scores
 
 LAG: Final = 128  # tokens per partition, as in the paper
 
 
-def lagkv_scores(inputs: LayerInputs, _mass: torch.Tensor, config: AdaKVConfig) -> torch.Tensor:
+def lagkv_scores(inputs: LayerInputs, mass: torch.Tensor, config: AdaKVConfig) -> torch.Tensor:
     """Rank within its partition of how far a token's K and V spread, relative to the next partition; `[H, N]`.
 
     Source: LagKV, arXiv 2504.04704, equations 3 to 9. Partitions of 128 tokens begin behind the sinks. The last
@@ -20,8 +21,7 @@ def lagkv_scores(inputs: LayerInputs, _mass: torch.Tensor, config: AdaKVConfig) 
     sinks, num_tokens = config.sinks, inputs.num_tokens
     parts = (num_tokens - sinks) // LAG
     if parts < 2:
-        age = torch.arange(num_tokens, device=inputs.slots.device) / num_tokens
-        return age.repeat(inputs.num_heads, 1)
+        return streaming_scores(inputs, mass, config)
     scores = torch.ones(inputs.num_heads, num_tokens, device=inputs.slots.device)
     end = sinks + parts * LAG
     for head in range(inputs.num_heads):

@@ -33,6 +33,32 @@ def add_prefix_(
     Raises ValueError for shapes that do not fit the tables. Source: two-level attention merged by LSE,
     as in cascade inference; the equal division of the key axis follows Stream-K (arXiv 2301.03598).
     """
+    _check(out, lse_base2, query, kv, tables, layer)
+    from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
+
+    t = tables
+    of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
+    of_rows = (t.row_tile, t.row_stride, t.row_place)
+    pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse_base2.stride(0))
+    add_prefix_kernel[(t.programs,)](
+        *(out, lse_base2, query, kv, *t.work_of_layer[layer], *of_batch, *pieces),
+        *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
+        **t.attend_options,
+    )
+    merge_pieces_kernel[(query.shape[0], query.shape[1])](
+        *(out, lse_base2, *of_rows, *t.pieces_of_layer[layer], *pieces, *strides),
+        **t.merge_options,
+    )
+
+
+def _check(
+    out: torch.Tensor,
+    lse_base2: torch.Tensor,
+    query: torch.Tensor,
+    kv: torch.Tensor,
+    tables: PrefixTables,
+    layer: int,
+) -> None:
     num_heads, group, head_dim = tables.num_heads, tables.query_group, tables.head_dim
     check_shape("query", query, ("T", num_heads * group, head_dim))
     check_shape("out", out, tuple(query.shape))
@@ -45,42 +71,3 @@ def add_prefix_(
         )
     if query.stride(2) != 1 or out.stride(2) != 1 or lse_base2.stride(1) != 1 or not kv.is_contiguous():
         raise ValueError("query, out, lse_base2, kv: expected a contiguous last dimension")
-    _launch(out, lse_base2, query, kv, tables, layer, value_offset, scaling)
-
-
-def _launch(
-    out: torch.Tensor,
-    lse: torch.Tensor,
-    query: torch.Tensor,
-    kv: torch.Tensor,
-    tables: PrefixTables,
-    layer: int,
-    value_offset: int,
-    scaling: float,
-) -> None:
-    from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
-
-    tile, t = tables.tile, tables
-    shape = {"G": t.query_group, "D": t.head_dim, "QUERIES": tile.queries, "PDL": t.pdl}
-    shape["BLOCK_D"] = 1 << (t.head_dim - 1).bit_length()
-    of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
-    of_rows = (t.row_tile, t.row_stride, t.row_place)
-    pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse.stride(0))
-    options = {"launch_pdl": True} if t.pdl else {}
-    add_prefix_kernel[(t.programs,)](
-        *(out, lse, query, kv, *t.work_of_layer[layer], *of_batch, *pieces),
-        *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
-        **shape,
-        KEYS=tile.keys,
-        KEYS_FIRST=tile.keys_first,
-        num_warps=tile.num_warps,
-        num_stages=tile.num_stages,
-        **options,
-    )
-    merge_pieces_kernel[(query.shape[0], query.shape[1])](
-        *(out, lse, *of_rows, *t.pieces_of_layer[layer], *pieces, *strides),
-        **shape,
-        PIECES=8,
-        num_warps=1,
-        **options,
-    )

@@ -44,8 +44,18 @@ class PrefixTables:
         self.max_rows, self.max_entries = max_rows, max_entries
         self.capacity = max(16, worst)  # tiles
         self.programs = num_programs(device, self.tile)
-        self.pdl = can_overlap_launches(device)
+        self.attend_options, self.merge_options = self._options()
         self._allocate()
+
+    def _options(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Constants of the two kernels, and how Triton is to launch them."""
+        overlap, tile = can_overlap_launches(self.device), self.tile
+        both: dict[str, int] = {"G": self.query_group, "D": self.head_dim, "QUERIES": tile.queries}
+        both |= {"BLOCK_D": 1 << (self.head_dim - 1).bit_length(), "PDL": overlap}
+        both |= {"launch_pdl": True} if overlap else {}
+        attend = {"KEYS": tile.keys, "KEYS_FIRST": tile.keys_first}
+        attend |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
+        return {**both, **attend}, {**both, "PIECES": 8, "num_warps": 1}
 
     def _allocate(self) -> None:
         rows, tiles = self.max_rows, self.capacity

@@ -13,17 +13,17 @@ SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 class DeclareBeforeImport(importlib.abc.MetaPathFinder):
     """Finds nothing; declares the operators when somebody looks for torchvision, once."""
 
-    library = None
+    declared = None
 
     def find_spec(self, fullname, path=None, target=None):
         """Part of the import protocol; None lets the next finder go on."""
         if fullname == "torchvision":
             sys.meta_path.remove(self)
-            import torch
+            from torch.library import Library
 
-            type(self).library = torch.library.Library("torchvision", "FRAGMENT")
+            type(self).declared = Library("torchvision", "FRAGMENT")
             for operator in ("nms", "qnms"):
-                self.library.define(operator + SIGNATURE)
+                self.declared.define(operator + SIGNATURE)
         return None
 
 
