@@ -1,4 +1,4 @@
-"""Two-level attention on CUDA: SGLang's FlashInfer backend for a request's own tokens, our kernels for contexts.
+"""Two-level attention on CUDA: SGLang's FlashInfer backend for a request's own tokens, ours for contexts.
 
 The stock backend is told that each row's tokens begin behind its context (`Shift`); it then computes the
 suffix level as ever. `add_prefix_` adds the prefix level in place. Batches without contexts run the stock
@@ -24,7 +24,7 @@ from adakv_sglang.integration.batch_plan import CaptureRows, find_captures
 from adakv_sglang.integration.context_batch import ContextBatch, Shift
 from adakv_sglang.integration.graph_variants import WITH_CONTEXTS
 from adakv_sglang.integration.pool import lane_pool
-from adakv_sglang.integration.request_state import RequestStates
+from adakv_sglang.integration.request_state import RequestState, RequestStates
 from adakv_sglang.integration.warm_up import compile_attention, compile_compression
 
 FEW_ROWS = 4  # decode batches up to this size use smaller tiles
@@ -135,11 +135,12 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         """Eager batches: decode and extend."""
         is_decode = forward_batch.forward_mode.is_decode_or_idle()
         self._captures = ()
-        contexts = self._contexts(forward_batch)
+        states = self._states.of_rows(forward_batch.rids)
+        contexts = _contexts(states, forward_batch.batch_size)
         if is_decode:
             self._plan_decode(contexts, forward_batch.batch_size)
         else:
-            self._plan_extend(contexts, forward_batch)
+            self._plan_extend(states, contexts, forward_batch)
         super().init_forward_metadata(forward_batch)
         if self.shift is not None and not is_decode and self.forward_metadata.use_ragged:
             cached = sum(forward_batch.extend_prefix_lens_cpu)
@@ -157,7 +158,8 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
                 batch.load([None] * bs, [1] * bs)
                 self._tables = batch.tables
         else:
-            self._plan_decode(self._contexts(forward_batch), bs)
+            states = self._states.of_rows(forward_batch.rids)
+            self._plan_decode(_contexts(states, bs), bs)
         super().init_forward_metadata_out_graph(forward_batch, in_capture)
 
     def init_cuda_graph_state(self, max_bs: int, max_num_tokens: int, *args: Any, **kwargs: Any) -> None:
@@ -174,26 +176,21 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
             return
         super()._prepare_cuda_graph_metadata(bs, num_tokens, forward_mode, spec_info)
 
-    def _contexts(self, forward_batch: Any) -> list[Context | None]:
-        states = self._states.of_rows(forward_batch.rids)
-        found = [state.context if state is not None else None for state in states]
-        return found + [None] * (forward_batch.batch_size - len(found))  # padding rows have no request
-
     def _plan_decode(self, contexts: list[Context | None], bs: int) -> None:
         self.shift, self._tables = None, None
         if any(contexts):
             batch = self._decode_batch(bs)
             self.shift, self._tables = batch.load(contexts, [1] * bs), batch.tables
 
-    def _plan_extend(self, contexts: list[Context | None], forward_batch: Any) -> None:
+    def _plan_extend(
+        self, states: list[RequestState | None], contexts: list[Context | None], forward_batch: Any
+    ) -> None:
         self.shift, self._tables = None, None
-        states = self._states.of_rows(forward_batch.rids)
         counts = list(forward_batch.extend_seq_lens_cpu or [])
         if states:
             self._captures = find_captures(states, counts, forward_batch.extend_prefix_lens_cpu)
         if any(contexts):
-            rows = sum(counts)
-            batch = self._extend_batch(rows, len(contexts))
+            batch = self._extend_batch(sum(counts), len(contexts))
             self.shift, self._tables = batch.load(contexts, counts), batch.tables
 
     def _extend_batch(self, rows: int, requests: int) -> ContextBatch:
@@ -295,3 +292,9 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
     def _write(self, layer: Any, forward_batch: Any, k: torch.Tensor, v: torch.Tensor) -> None:
         where = KVWriteLoc.for_layer(forward_batch, layer, swa_loc=None)
         self.token_to_kv_pool.set_kv_buffer(layer, where, k, v, layer.k_scale, layer.v_scale)
+
+
+def _contexts(states: list[RequestState | None], rows: int) -> list[Context | None]:
+    """The context of each row; padding rows have no request."""
+    found = [state.context if state is not None else None for state in states]
+    return found + [None] * (rows - len(found))

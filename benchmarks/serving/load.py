@@ -43,13 +43,16 @@ def stream(port: int, body: bytes, new_tokens: int) -> Sample:
     )
 
 
-def closed_load(port: int, prompts: list[list[int]], concurrency: int, new_tokens: int) -> dict[str, Any]:
+def closed_load(
+    port: int, prompts: list[list[int]], concurrency: int, new_tokens: int, interval: int = 1
+) -> dict[str, Any]:
     """All prompts, `concurrency` at a time; each answer is followed by the next request at once.
 
-    decode_tokens_per_s: what `concurrency` requests get between tokens, concurrency / TPOT.
+    interval: tokens that the server sends at a time, after the first. decode_tokens_per_s: what `concurrency`
+    requests get between tokens, concurrency / TPOT.
     """
     lanes = [[(0.0, prompt) for prompt in prompts[i::concurrency]] for i in range(concurrency)]
-    figures = summarise(_send(port, lanes, new_tokens))
+    figures = summarise(_send(port, lanes, new_tokens, interval))
     return {**figures, "decode_tokens_per_s": round(concurrency / figures["tpot_ms"] * 1000, 1)}
 
 
@@ -62,7 +65,7 @@ def open_load(port: int, prompts: list[list[int]], rate: float, new_tokens: int)
     for prompt in prompts:
         lanes.append([(at, prompt)])
         at += source.expovariate(rate)
-    return summarise(_send(port, lanes, new_tokens))
+    return summarise(_send(port, lanes, new_tokens, 1))
 
 
 def summarise(taken: list[Sample]) -> dict[str, Any]:
@@ -83,12 +86,12 @@ def summarise(taken: list[Sample]) -> dict[str, Any]:
 Lane = list[tuple[float, list[int]]]  # requests one after the other, none sooner than its time in seconds
 
 
-def _send(port: int, lanes: list[Lane], new_tokens: int) -> list[Sample]:
+def _send(port: int, lanes: list[Lane], new_tokens: int, interval: int) -> list[Sample]:
     """Several processes send, so that the client is not what is measured; greedy, and of fixed length."""
     count = min(len(lanes), 8, os.cpu_count() or 1)
     ready, results = FORK.Barrier(count), FORK.SimpleQueue()
     workers = [
-        FORK.Process(target=_work, args=(port, lanes[i::count], new_tokens, ready, results))
+        FORK.Process(target=_work, args=(port, lanes[i::count], new_tokens, interval, ready, results))
         for i in range(count)
     ]
     for worker in workers:
@@ -102,8 +105,8 @@ def _send(port: int, lanes: list[Lane], new_tokens: int) -> list[Sample]:
     return taken
 
 
-def _work(port: int, lanes: list[Lane], new_tokens: int, ready: Any, results: Any) -> None:
-    bodies = [[(at, _body(prompt, new_tokens)) for at, prompt in lane] for lane in lanes]
+def _work(port: int, lanes: list[Lane], new_tokens: int, interval: int, ready: Any, results: Any) -> None:
+    bodies = [[(at, body_of(prompt, new_tokens, interval)) for at, prompt in lane] for lane in lanes]
     samples: list[Sample] = []
 
     def run(lane: list[tuple[float, bytes]]) -> None:
@@ -121,6 +124,8 @@ def _work(port: int, lanes: list[Lane], new_tokens: int, ready: Any, results: An
     results.put(samples)
 
 
-def _body(prompt: list[int], new_tokens: int) -> bytes:
-    sampling = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
-    return json.dumps({"input_ids": prompt, "stream": True, "sampling_params": sampling}).encode()
+def body_of(prompt: list[int], new_tokens: int, interval: int = 1, **wish: Any) -> bytes:
+    """A streamed, greedy request for a fixed number of tokens; `interval` as in `closed_load`."""
+    sampling: dict[str, Any] = {"temperature": 0, "max_new_tokens": new_tokens, "ignore_eos": True}
+    sampling |= {} if interval == 1 else {"stream_interval": interval}
+    return json.dumps({"input_ids": prompt, "stream": True, "sampling_params": sampling, **wish}).encode()

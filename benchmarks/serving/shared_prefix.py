@@ -8,6 +8,7 @@ Run: python benchmarks/serving/shared_prefix.py --model MODEL [--out FILE] [-- S
 """
 
 import argparse
+import itertools
 import sys
 import tempfile
 from pathlib import Path
@@ -31,6 +32,9 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 8, 32, 64])
     parser.add_argument("--rates", type=float, nargs="*", default=[4, 8, 16], help="requests per second")
+    parser.add_argument(
+        "--stream-intervals", type=int, nargs="+", default=[1], help="tokens that the server sends at a time"
+    )
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.1, 0.2, 0.5, 1.0])
     parser.add_argument("--servers", nargs="+", choices=["stock", "adakv"], default=["stock", "adakv"])
     parser.add_argument("--no-plain", action="store_true", help="leave out our server without contexts")
@@ -52,10 +56,11 @@ def measure(
     """All concurrencies and rates, on documents that are cached."""
     length = options.question_tokens
     closed_load(server.port, questions(documents, 8, length, 99), 8, 8)  # warm up
-    for concurrency in options.concurrency:
+    for interval, concurrency in itertools.product(options.stream_intervals, options.concurrency):
         prompts = questions(documents, max(16, 4 * concurrency), length, concurrency)
-        figures = closed_load(server.port, prompts, concurrency, options.new_tokens)
-        record(options.out, {**what, "concurrency": concurrency, **figures})
+        figures = closed_load(server.port, prompts, concurrency, options.new_tokens, interval)
+        load = {"concurrency": concurrency, "stream_interval": interval}
+        record(options.out, {**what, **load, **figures})
     for rate in options.rates:
         prompts = questions(documents, max(16, int(8 * rate)), length, 500 + int(rate))
         figures = open_load(server.port, prompts, rate, options.new_tokens)

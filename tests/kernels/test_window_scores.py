@@ -18,12 +18,17 @@ def expected(query, key, scaling, reduction="mean"):
     (window, num_q_heads, _), (num_tokens, num_kv_heads, _) = query.shape, key.shape
     group = num_q_heads // num_kv_heads
     scores = torch.zeros(num_kv_heads, group, num_tokens, dtype=torch.float64)
+    peaks = torch.zeros(num_kv_heads, num_tokens, dtype=torch.float64)
     for row in range(window):
         visible = num_tokens - window + row + 1
         for head in range(num_q_heads):
             logits = key[:visible, head // group].double() @ query[row, head].double() * scaling
             weight = torch.exp(logits - logits.max())
             scores[head // group, head % group, :visible] += weight / weight.sum() / window
+            peak = peaks[head // group, :visible]
+            torch.maximum(peak, weight / weight.sum(), out=peak)
+    if reduction == "peak":
+        return peaks
     return scores.mean(1) if reduction == "mean" else scores.amax(1)
 
 
@@ -52,8 +57,9 @@ def test_equals_it_for_every_head_size(num_heads, head_dim):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize(("window", "num_tokens"), SIZES)
-def test_the_largest_of_the_query_heads_counts_on_request(window, num_tokens, group, dtype):
-    check_paged(window, num_tokens, 2, group, 64, dtype, torch.device("cpu"), 1e-6, reduction="max")
+@pytest.mark.parametrize("reduction", ["max", "peak"])
+def test_the_largest_counts_on_request(window, num_tokens, group, dtype, reduction):
+    check_paged(window, num_tokens, 2, group, 64, dtype, torch.device("cpu"), 1e-6, reduction=reduction)
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
@@ -77,9 +83,10 @@ class TestOnCuda:
 
     @pytest.mark.parametrize("group", [1, 3, 8, 16])
     @pytest.mark.parametrize("head_dim", [64, 96, 128, 256])
-    def test_the_largest_of_the_query_heads(self, head_dim, group):
+    @pytest.mark.parametrize("reduction", ["max", "peak"])
+    def test_the_largest(self, head_dim, group, reduction):
         device = torch.device("cuda")
-        check_paged(65, 200, 2, group, head_dim, torch.bfloat16, device, 1e-5, reduction="max")
+        check_paged(65, 200, 2, group, head_dim, torch.bfloat16, device, 1e-5, reduction=reduction)
 
     def test_float32(self):
         check_paged(32, 200, 2, 4, 128, torch.float32, torch.device("cuda"), 2e-3)

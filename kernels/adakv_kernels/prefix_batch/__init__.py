@@ -33,22 +33,39 @@ def add_prefix_(
     Raises ValueError for shapes that do not fit the tables. Source: two-level attention merged by LSE,
     as in cascade inference; the equal division of the key axis follows Stream-K (arXiv 2301.03598).
     """
-    _check(out, lse_base2, query, kv, tables, layer)
-    from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
-
     t = tables
+    key = _layout_of(out, lse_base2, query, kv, value_offset)
+    rows = query.shape[0]
+    if key not in t.checked or not rows == out.shape[0] == lse_base2.shape[0] <= t.max_rows:
+        _check(out, lse_base2, query, kv, tables)
+        t.checked.add(key)
+    if not 0 <= layer < t.num_layers:
+        raise ValueError(f"layer: expected 0 to {t.num_layers - 1}, got {layer}")
     of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
     of_rows = (t.row_tile, t.row_stride, t.row_place)
     pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse_base2.stride(0))
-    add_prefix_kernel[(t.programs,)](
+    t.attend(
+        (t.programs, 1, 1),
+        key,
         *(out, lse_base2, query, kv, *t.work_of_layer[layer], *of_batch, *pieces),
         *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
-        **t.attend_options,
     )
-    merge_pieces_kernel[(query.shape[0], query.shape[1])](
+    t.merge(
+        (rows, query.shape[1], 1),
+        key,
         *(out, lse_base2, *of_rows, *t.pieces_of_layer[layer], *pieces, *strides),
-        **t.merge_options,
     )
+
+
+def _layout_of(
+    out: torch.Tensor, lse_base2: torch.Tensor, query: torch.Tensor, kv: torch.Tensor, value_offset: int
+) -> tuple[object, ...]:
+    """What the checks and the compiled kernels depend on, whatever the number of rows."""
+    layouts = [
+        (tensor.dtype, tensor.shape[1:], tensor.stride(), tensor.data_ptr() % 16 == 0)
+        for tensor in (out, lse_base2, query, kv)
+    ]
+    return value_offset, *layouts
 
 
 def _check(
@@ -57,17 +74,13 @@ def _check(
     query: torch.Tensor,
     kv: torch.Tensor,
     tables: PrefixTables,
-    layer: int,
 ) -> None:
     num_heads, group, head_dim = tables.num_heads, tables.query_group, tables.head_dim
     check_shape("query", query, ("T", num_heads * group, head_dim))
     check_shape("out", out, tuple(query.shape))
     check_shape("lse_base2", lse_base2, tuple(query.shape[:2]))
     check_shape("kv", kv, ("num_lanes", head_dim))
-    if query.shape[0] > tables.max_rows or not 0 <= layer < tables.num_layers:
-        raise ValueError(
-            f"tables: expected at most {tables.max_rows} rows and a layer below {tables.num_layers}, "
-            f"got {query.shape[0]} and {layer}"
-        )
+    if query.shape[0] > tables.max_rows:
+        raise ValueError(f"query: expected at most {tables.max_rows} rows, got {query.shape[0]}")
     if query.stride(2) != 1 or out.stride(2) != 1 or lse_base2.stride(1) != 1 or not kv.is_contiguous():
         raise ValueError("query, out, lse_base2, kv: expected a contiguous last dimension")

@@ -6,6 +6,7 @@ import torch
 
 from adakv_kernels.launch import Tile, can_overlap_launches, num_programs, prefix_tile, shared_bytes
 from adakv_kernels.prefix_batch.layout import lay_out_batch
+from adakv_kernels.relaunch import Relaunch
 
 _BLOCK = 256
 
@@ -44,18 +45,22 @@ class PrefixTables:
         self.max_rows, self.max_entries = max_rows, max_entries
         self.capacity = max(16, worst)  # tiles
         self.programs = num_programs(device, self.tile)
-        self.attend_options, self.merge_options = self._options()
+        self.attend, self.merge = self._launches()
+        self.checked: set[tuple[object, ...]] = set()  # layouts of arguments that fit
         self._allocate()
 
-    def _options(self) -> tuple[dict[str, int], dict[str, int]]:
-        """Constants of the two kernels, and how Triton is to launch them."""
+    def _launches(self) -> tuple[Relaunch, Relaunch]:
+        """The two kernels of a layer, with their constants and with how Triton is to launch them."""
+        from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
+
         overlap, tile = can_overlap_launches(self.device), self.tile
         both: dict[str, int] = {"G": self.query_group, "D": self.head_dim, "QUERIES": tile.queries}
         both |= {"BLOCK_D": 1 << (self.head_dim - 1).bit_length(), "PDL": overlap}
         both |= {"launch_pdl": True} if overlap else {}
         attend = {"KEYS": tile.keys, "KEYS_FIRST": tile.keys_first}
         attend |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
-        return {**both, **attend}, {**both, "PIECES": 8, "num_warps": 1}
+        merge = {"PIECES": 8, "num_warps": 1}
+        return Relaunch(add_prefix_kernel, both | attend), Relaunch(merge_pieces_kernel, both | merge)
 
     def _allocate(self) -> None:
         rows, tiles = self.max_rows, self.capacity

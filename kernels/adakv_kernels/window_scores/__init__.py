@@ -15,9 +15,9 @@ def window_scores(
     *,
     scaling: float,
     slots: torch.Tensor | None = None,
-    reduction: Literal["mean", "max"] = "mean",
+    reduction: Literal["mean", "max", "peak"] = "mean",
 ) -> torch.Tensor:
-    """Mean attention probability of the window queries on every key, per KV head.
+    """Attention probability of the window queries on every key, per KV head: the mean, or a maximum.
 
     The window is the last W of the N tokens; a query sees keys up to its own position
     (SnapKV, arXiv 2404.14469, section 4; softmax over all keys as in the authors' code).
@@ -25,15 +25,16 @@ def window_scores(
     query: `[W, HQ, D]`, with positional encoding applied; W <= N. key: `[rows, H, D]`, likewise, of which the
     rows `slots` (int32 or int64 `[N]`) are the tokens in order; without `slots` all rows are.
     scaling: factor on the dot products, usually D ** -0.5.
-    reduction: over the query heads of a KV head, of their means over the window.
+    reduction: over the query heads of a KV head, "mean" or "max" of their means over the window, or "peak",
+    the largest probability that any query of any of them pays (KVzip, arXiv 2505.23416, equation 2).
     Returns float32 `[H, N]`; with "mean" every row sums to 1.
     On CUDA no temporary is larger than the result. Raises ValueError or TypeError for arguments that do not fit.
     """
     check_shape("query", query, ("W", "HQ", "D"))
     check_shape("key", key, ("N", "H", query.shape[2]))
     check_groups(query.shape[1], key.shape[1])
-    if reduction not in ("mean", "max"):
-        raise ValueError(f"reduction: expected mean or max, got {reduction!r}")
+    if reduction not in ("mean", "max", "peak"):
+        raise ValueError(f"reduction: expected mean, max or peak, got {reduction!r}")
     if slots is not None:
         check_shape("slots", slots, ("N",))
         check_integer("slots", slots)

@@ -120,6 +120,38 @@ def window_top_kernel(
     tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, b_top_mass / window, mask=o_n < num_tokens)
 
 
+@triton.jit
+def _merged_lse(p_max, p_sum, base, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """Log-sum-exp `[ROWS]` in base 2 of a tile's rows from the splits' parts; 0 for rows that see nothing."""
+    o_part = base + tl.arange(0, SPLITS)[:, None] * ROWS + tl.arange(0, ROWS)
+    b_max = tl.load(p_max + o_part)  # [SPLITS, ROWS]
+    b_top = tl.max(b_max, 0)
+    b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
+    b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
+    return b_top + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
+
+
+@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
+def window_peak_kernel(
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    stride_q, stride_h, stride_k, stride_kh,
+    G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """As `window_mass_kernel`, but the largest probability instead of the mean: its logarithm until the end."""
+    i_h = tl.program_id(0)
+    o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_peak = tl.full([KEYS], float("-inf"), tl.float32)
+    for i_m in range(0, row_tiles):
+        b_lse = _merged_lse(p_max, p_sum, (i_h * row_tiles + i_m) * SPLITS * ROWS, ROWS, SPLITS)
+        b_s = _logits(
+            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), o_n, num_tokens, window, scale_log2,
+            stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
+        )  # fmt: skip
+        b_peak = tl.maximum(b_peak, tl.max(b_s - b_lse[:, None], 0))
+    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, tl.exp2(b_peak), mask=o_n < num_tokens)
+
+
 def window_scores_triton(
     query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float, reduction: str
 ) -> torch.Tensor:
@@ -136,7 +168,7 @@ def window_scores_triton(
     strides = (query.stride(0), query.stride(1), key.stride(0), key.stride(1))
     scale, inputs = scaling / math.log(2.0), (query, key, slots, partial[0], partial[1])
     window_lse_kernel[(num_heads, row_tiles, SPLITS)](*inputs, num_tokens, window, scale, *strides, **common)
-    kernel = window_mass_kernel
+    kernel = window_peak_kernel if reduction == "peak" else window_mass_kernel
     if reduction == "max":
         kernel, common["POSITIONS"] = window_top_kernel, 32
     kernel[(num_heads, triton.cdiv(num_tokens, keys))](

@@ -17,6 +17,10 @@ def window_scores_reference(
         queries = query[:, head * group : (head + 1) * group].float().transpose(0, 1)  # [G, W, D]
         logits = (queries @ key[:, head].float().T) * scaling  # [G, W, N]
         logits.masked_fill_(hidden, float("-inf"))
-        per_query_head = logits.softmax(dim=-1).mean(dim=1)  # [G, N]
+        probability = logits.softmax(dim=-1)
+        if reduction == "peak":
+            scores[head] = probability.amax(dim=(0, 1))
+            continue
+        per_query_head = probability.mean(dim=1)  # [G, N]
         scores[head] = per_query_head.mean(0) if reduction == "mean" else per_query_head.amax(0)
     return scores
