@@ -9,7 +9,20 @@ from pathlib import Path
 from typing import Any, Final, Self
 
 CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
-SCORERS: Final = ("snapkv", "keydiff", "knorm", "lagkv", "streaming", "random")
+SCORERS: Final = (
+    "snapkv",
+    "keydiff",
+    "knorm",
+    "lagkv",
+    "streaming",
+    "random",
+    "expected_attention",
+    "critical",
+    "defensive",
+    "compactor",
+    "h2o",
+    "kvzip",
+)
 ALLOCATORS: Final = ("adakv", "cross-layer", "ada-pyramid", "pyramid", "uniform")
 POOLINGS: Final = ("max", "mean", "none")
 REDUCTIONS: Final = ("mean", "max")
@@ -24,7 +37,7 @@ class AdaKVConfig:
     """How contexts are compressed. Immutable; a compressed context remembers the one it was made with.
 
     keep_ratio: token slots a context keeps, as a share of its tokens, in (0, 1].
-    scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers.
+    scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers with what it needs.
     allocator: "adakv" (budgets differ between the heads of a layer, arXiv 2407.11550), "cross-layer" (between
     all heads of all layers), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
     "uniform" (not at all).

@@ -84,9 +84,19 @@ def assert_close(name, got, want, tolerance):
         )
 
 
-def score_window(layer, query, key, scaling, config, value=None):
-    """Score tokens that lie in order from row 0 on: query `[W, HQ, D]`, key and value `[N, H, D]`."""
+def score_window(layer, query, key, scaling, config, value=None, **extras):
+    """Score tokens that lie in order from row 0 on: query `[W, HQ, D]`, key and value `[N, H, D]`.
+
+    extras: what only some scorers read, as LayerInputs names it.
+    """
     slots = torch.arange(key.shape[0])
     return score_layer(
-        LayerInputs(layer, query, key, key if value is None else value, scaling, slots), config
+        LayerInputs(layer, query, key, key if value is None else value, scaling, slots, **extras), config
     )
+
+
+def cos_sin_table(positions, channels, scale=1.0):
+    """A table as SGLang's `cos_sin_cache`, float64: cosines in the first half, sines in the second."""
+    frequency = 10000.0 ** -(torch.arange(0, channels, 2, dtype=torch.float64) / channels)
+    angle = torch.outer(torch.arange(positions, dtype=torch.float64), frequency)
+    return torch.cat([angle.cos(), angle.sin()], dim=1) * scale

@@ -26,6 +26,7 @@ from sglang.srt.sampling.sampling_params import SamplingParams
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.core.gather import QueryPiece
 from adakv_sglang.integration.full_component import AdaKVFullComponent
 from adakv_sglang.integration.pool import lane_pool, one_allocation
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
@@ -187,15 +188,16 @@ class SchedulerBench:
         self._compute(req, start, end, slots)
 
     def _compute(self, req, start, end, slots):
-        """In place of the model: fill the new slots, and keep the queries of a window."""
+        """In place of the model: fill the new slots, and give random queries to who wants to read them."""
         self._fill(req, start, end, slots)
         state = self.states.of(req)
-        if state is None or state.order is None:
-            return
-        capture = state.order.capture
-        low, high = max(start, capture.start), min(end, capture.end)
-        for layer in range(LAYERS if low < high else 0):
-            capture.store(layer, low, torch.randn(high - low, 2 * HEADS, DIM), DIM**-0.5)
+        row = self.rows.req_to_token[req.kv.req_pool_idx].long()
+        for capture in state.captures if state is not None else ():
+            low, high = max(start, capture.start), min(end, capture.end)
+            for layer in range(LAYERS if low < high else 0):
+                query = torch.randn(high - low, 2 * HEADS, DIM)
+                key, value = self.pool.get_kv_buffer(layer)
+                capture.add(QueryPiece(layer, low, query, key, value, row[:high], DIM**-0.5))
 
     def _fill(self, req, start, end, slots):
         """K says where it belongs, (layer, head, position, token); V is its negative."""

@@ -24,7 +24,11 @@ GOOD = {
 }
 BAD = {
     "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
-    "scorer": (["", "SnapKV", None, 3], "one of snapkv, keydiff, knorm, lagkv, streaming, random"),
+    "scorer": (
+        ["", "SnapKV", None, 3],
+        "one of snapkv, keydiff, knorm, lagkv, streaming, random, expected_attention, critical, defensive, "
+        "compactor, h2o, kvzip",
+    ),
     "allocator": (
         ["", "AdaKV", "snapkv", None, 3, ["adakv"]],
         "one of adakv, cross-layer, ada-pyramid, pyramid, uniform",

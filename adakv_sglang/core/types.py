@@ -25,11 +25,14 @@ class Scores:
 
     value: float32 `[H, N]`, higher is kept first. mass: float32 `[H, N]`, attention probability
     that the window pays to the token (rows sum to 1), the measure of what is lost.
+    weight: float32 `[H, N]`, factor on the values (then all >= 0) in the second half of every budget, or None:
+    one ranking by value.
     """
 
     layer: int
     value: torch.Tensor
     mass: torch.Tensor
+    weight: torch.Tensor | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -54,8 +54,7 @@ class AdaKVAttentionBackend(AttentionBackend):  # type: ignore[misc]
         stock = self.stock.forward_extend
         out = self._forward(stock, q, k, v, layer, forward_batch, save_kv_cache, kwargs)
         for part in self._plan.captures:
-            query = q[part.start : part.end].view(-1, layer.tp_q_head_num, layer.qk_head_dim)
-            part.capture.store(layer.layer_id, part.position, query, layer.scaling)
+            part.read(layer, q, *self.token_to_kv_pool.get_kv_buffer(layer.layer_id))
         return out
 
     def forward_decode(

@@ -6,8 +6,9 @@ from typing import Any
 import torch
 
 from adakv_sglang.core.contexts import Context
+from adakv_sglang.core.gather import QueryPiece
+from adakv_sglang.integration.captures import Capture
 from adakv_sglang.integration.request_state import RequestState
-from adakv_sglang.integration.window_capture import WindowCapture
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -25,17 +26,27 @@ class ContextRows:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CaptureRows:
-    """Query rows `[start, end)` of the batch that belong to a context's window, from `position` on."""
+    """Query rows `[start, end)` of the batch that a capture wants, the first one's position in the request.
 
-    capture: WindowCapture
+    slots: int64, the request's tokens in order up to the last of these queries.
+    """
+
+    capture: Capture
     start: int
     end: int
     position: int
+    slots: torch.Tensor
+
+    def read(self, layer: Any, q: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> None:
+        """Give the capture its rows of one layer's q `[T, HQ * D]`; key, value: the pool's, with this batch's."""
+        query = q[self.start : self.end].view(-1, layer.tp_q_head_num, layer.qk_head_dim)
+        piece = QueryPiece(layer.layer_id, self.position, query, key, value, self.slots, layer.scaling)
+        self.capture.add(piece)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BatchPlan:
-    """entries: contexts in use. captures: windows to keep.
+    """entries: contexts in use. captures: queries to read.
 
     plain_tokens, plain_batch: query rows int64 and SGLang's view of the rows without a context, where the
     batch has both kinds; None where it has no such rows.
@@ -63,12 +74,13 @@ class _Row:
 def plan_batch(
     forward_batch: Any, states: list[RequestState | None], req_to_token: torch.Tensor
 ) -> BatchPlan:
-    """Group the rows of a batch by context and find the windows it computes."""
-    if not any(state is not None and (state.context or state.order) for state in states):
+    """Group the rows of a batch by context and find the queries to read."""
+    if not any(state is not None and (state.context or state.captures) for state in states):
         return BatchPlan()
     rows = _rows(forward_batch, states)
     counts = [row.num_queries for row in rows]
-    captures = find_captures(states, counts, [row.seq_len - row.num_queries for row in rows])
+    firsts = [row.seq_len - row.num_queries for row in rows]
+    captures = find_captures(states, counts, firsts, forward_batch.req_pool_indices, req_to_token)
     by_context: dict[int, list[_Row]] = {}
     for row in rows:
         if row.state is not None and row.state.context is not None:
@@ -83,16 +95,24 @@ def plan_batch(
 
 
 def find_captures(
-    states: list[RequestState | None], counts: list[int], firsts: list[int]
+    states: list[RequestState | None],
+    counts: list[int],
+    firsts: list[int],
+    pool_rows: torch.Tensor,
+    req_to_token: torch.Tensor,
 ) -> tuple[CaptureRows, ...]:
-    """The windows that a batch computes, in part or whole; per row its queries and the first one's position."""
+    """The queries that captures want of a batch; per row how many it computes and the first one's position.
+
+    pool_rows: each row's place in `req_to_token`; read on the device, without waiting for it.
+    """
     found, start = [], 0
-    for state, count, first in zip(states, counts, firsts, strict=False):
-        if state is not None and state.order is not None:
-            capture = state.order.capture
+    for row, (state, count, first) in enumerate(zip(states, counts, firsts, strict=False)):
+        for capture in state.captures if state is not None else ():
             low, high = max(capture.start, first), min(capture.end, first + count)
             if low < high:
-                found.append(CaptureRows(capture, start + low - first, start + high - first, low))
+                slots = req_to_token.index_select(0, pool_rows[row : row + 1])[0, :high].long()
+                rows = (start + low - first, start + high - first)
+                found.append(CaptureRows(capture, *rows, low, slots))
         start += count
     return tuple(found)
 

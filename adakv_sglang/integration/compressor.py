@@ -12,7 +12,7 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.core.contexts import Context, ContextKey
-from adakv_sglang.core.pipeline import compress_prefix
+from adakv_sglang.core.pipeline import ScorerExtras, compress_prefix
 from adakv_sglang.core.types import CompressedPrefix
 from adakv_sglang.integration.request_state import PrepareOrder
 
@@ -80,12 +80,17 @@ class Compressor:
         """Everything that may fail on one rank alone; whatever it is, the exact cache stays in use."""
         try:
             with self._on_forward_stream():
-                return compress_prefix(
-                    order.capture.queries(), self._tree.pool, source, slots, order.config
-                ), ""
+                queries, extras = order.window.queries(), self._extras(order)
+                return compress_prefix(queries, self._tree.pool, source, slots, order.config, extras), ""
         except Exception as error:
             logger.exception("compressing a context of %d tokens failed", order.key.num_tokens)
             return None, f"{type(error).__name__}: {error}"
+
+    def _extras(self, order: PrepareOrder) -> ScorerExtras:
+        parts, gatherer = self._tree.model_parts, order.reconstruction or order.gatherer
+        return ScorerExtras(
+            parts.rotary, parts.output_weight, gatherer.result if gatherer is not None else None
+        )
 
     @contextmanager
     def _on_forward_stream(self) -> Iterator[None]:

@@ -188,7 +188,8 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         self.shift, self._tables = None, None
         counts = list(forward_batch.extend_seq_lens_cpu or [])
         if states:
-            self._captures = find_captures(states, counts, forward_batch.extend_prefix_lens_cpu)
+            firsts, table = forward_batch.extend_prefix_lens_cpu, self.req_to_token_pool.req_to_token
+            self._captures = find_captures(states, counts, firsts, forward_batch.req_pool_indices, table)
         if any(contexts):
             batch = self._extend_batch(sum(counts), len(contexts))
             self.shift, self._tables = batch.load(contexts, counts), batch.tables
@@ -237,8 +238,7 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
         else:
             out = self._extend_two_levels(q, k, v, layer, forward_batch, save_kv_cache)
         for part in self._captures:
-            query = q[part.start : part.end].view(-1, layer.tp_q_head_num, layer.head_dim)
-            part.capture.store(layer.layer_id, part.position, query, layer.scaling)
+            part.read(layer, q, *self.token_to_kv_pool.get_kv_buffer(layer.layer_id))
         return out
 
     def _extend_two_levels(

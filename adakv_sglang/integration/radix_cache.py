@@ -1,6 +1,7 @@
 """SGLang's unified radix cache, extended by compressed contexts. The tree decides, core computes."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from adakv_sglang.core.contexts import ContextRegistry
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.audit import audit_slots
 from adakv_sglang.integration.compressor import Compressor, Refusal
+from adakv_sglang.integration.model_parts import ModelParts
 from adakv_sglang.integration.plain_paths import PlainPaths
 from adakv_sglang.integration.request_state import RequestState, RequestStates
 from adakv_sglang.integration.routing import RequestRouter
@@ -34,15 +36,18 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         pool: LanePool,
         forward_stream: Any = None,
         implementation: Mapping[str, str] | None = None,
+        model_parts: ModelParts | None = None,
     ) -> None:
         self.implementation = dict(implementation or {})  # what serves attention, for the server's state
         self.forward_stream = forward_stream  # None where there are no streams
         self.contexts = contexts
         self.pool = pool
         self._config = config
-        self._states = states
+        self.states = states
+        self.model_parts = model_parts or ModelParts()
         self._router = RequestRouter(config, contexts, states, pool.geometry.num_layers)
         self._preparing: list[RequestState] = []
+        self._unrepeated: list[tuple[RequestState, str]] = []
         self.plain_paths = PlainPaths(self)
         super().__init__(params)
         self._compressor = Compressor(self)
@@ -51,7 +56,7 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         """Match where the router sends the request."""
         routed = self._router.route(params)
         result = super().match_prefix(routed)
-        state = self._states.of(params.req) if params.req is not None else None
+        state = self.states.of(params.req) if params.req is not None else None
         context = state.context if state is not None else None
         if state is None or context is None or result.device_prefix_len >= context.prefix.num_tokens:
             return result
@@ -65,15 +70,30 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
     def checkpoint(self, req: Any, *, up_to: int, **kwargs: Any) -> None:
         """Insert as ever; then queue the request's order if its whole context is in the tree now."""
         super().checkpoint(req, up_to=up_to, **kwargs)
-        state = self._states.of(req)
+        state = self.states.of(req)
         if state is None:
             return
         if state.order is not None:
-            ready = up_to >= state.order.key.num_tokens and state.order.capture.is_complete
-            if ready and state not in self._preparing:
-                self._preparing.append(state)
+            if up_to >= state.order.key.num_tokens and state.order.window.is_complete:
+                self._queue(state, req.rid)
         elif state.context is None and req.finished() and len(self.contexts) > 0:
             self._release_superseded(req, up_to)
+
+    def _queue(self, state: RequestState, rid: str) -> None:
+        """Compress at the next safe point, or first let the context be repeated; once per order."""
+        order = state.order
+        if order is None or order.is_queued:
+            return
+        state.order = replace(order, is_queued=True)
+        if order.reconstruction is None:
+            self._preparing.append(state)
+        else:
+            self._unrepeated.append((state, rid))
+
+    def take_unrepeated(self) -> list[tuple[RequestState, str]]:
+        """Requests, with their ids, whose contexts are in the tree and wait to be repeated by the model."""
+        taken, self._unrepeated = self._unrepeated, []
+        return taken
 
     def _release_superseded(self, req: Any, up_to: int) -> None:
         """A request ended on an exact path that a context has replaced meanwhile: nobody will match it again."""
@@ -101,6 +121,7 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         self.contexts.clear()
         self.plain_paths.clear()
         self._preparing.clear()
+        self._unrepeated.clear()
         super().reset()
 
     def evict_leaf(self, node_id: int) -> None:
@@ -113,6 +134,11 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         flag = torch.tensor(int(succeeded))
         self._all_reduce_attn_groups(flag, torch.distributed.ReduceOp.MIN)
         return bool(flag.item())
+
+    def finish_repeated(self, state: RequestState) -> None:
+        """The model has repeated this request's context: compress it."""
+        self._preparing.append(state)
+        self.run_preparations()
 
     def _prepare(self, state: RequestState) -> None:
         order, state.order, state.wanted = state.order, None, None

@@ -1,10 +1,12 @@
 """What leaves the scheduler: reports in answers, the pool and its contexts in the server's state."""
 
+import functools
 from typing import Any
 
 from adakv_sglang.core.contexts import Context
 from adakv_sglang.integration.options import NAME, is_selected
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.reconstruction import Reconstructor
 from adakv_sglang.integration.request_state import RequestState, RequestStates
 
 
@@ -39,11 +41,11 @@ def describe(context: Context) -> dict[str, Any]:
     }
 
 
-def streamer_class(result: type, _scheduler: Any) -> type:
+def streamer_class(result: type, scheduler: Any) -> type:
     """AFTER `Scheduler.get_output_streamer_class`: the same class, with our part in front, where we are selected."""
     if not is_selected():
         return result
-    return type(f"AdaKV{result.__name__}", (_ReportingStreamer, result), {})
+    return type(f"AdaKV{result.__name__}", (_ReportingStreamer, result), {"scheduler": scheduler})
 
 
 class _ReportingStreamer:
@@ -55,12 +57,20 @@ class _ReportingStreamer:
     """
 
     has_additional_customized_info = True
+    scheduler: Any
     tree_cache: Any
+
+    @functools.cached_property
+    def _reconstructor(self) -> Reconstructor:
+        return Reconstructor(self.scheduler, self.tree_cache)
 
     def stream_output(self, reqs: list[Any], *args: Any, **kwargs: Any) -> None:
         """Compress what is queued, then stream."""
         if isinstance(self.tree_cache, AdaKVRadixCache):
             self.tree_cache.run_preparations()
+            reqs, released = self._reconstructor.step(reqs)
+            for req in released:
+                super().stream_output([req], req.return_logprob)  # type: ignore[misc]
         super().stream_output(reqs, *args, **kwargs)  # type: ignore[misc]
 
     def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
@@ -74,6 +84,8 @@ def _due_report(req: Any) -> list[dict[str, Any]]:
     state = RequestStates.of(req)
     if state is None or (state.reported and not req.finished()):
         return []
+    if state.order is not None and state.order.reconstruction is not None and not req.finished():
+        return []  # its context is still to be repeated
     state.reported = True
     found = report(state)
     return [found] if found is not None else []

@@ -6,6 +6,8 @@ from typing import Any, Final
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import Context, ContextKey
+from adakv_sglang.core.gather import ReconstructionGatherer
+from adakv_sglang.integration.captures import Capture, ChunkCapture, GathererCapture
 from adakv_sglang.integration.window_capture import WindowCapture
 
 _ATTRIBUTE: Final = "_adakv_state"
@@ -13,11 +15,30 @@ _ATTRIBUTE: Final = "_adakv_state"
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PrepareOrder:
-    """A request's wish that the start of its prompt become a context."""
+    """A request's wish that the start of its prompt become a context.
+
+    window, gatherer, reconstruction: what reads the queries that its scorer wants; the last one reads those of
+    requests that repeat the context afterwards. lora_id: SGLang's name of the request's adapter. is_queued: the
+    context has been in the tree, and what comes next is under way.
+    """
 
     key: ContextKey
     config: AdaKVConfig
-    capture: WindowCapture
+    window: WindowCapture
+    gatherer: GathererCapture | None = None
+    reconstruction: ReconstructionGatherer | None = None
+    lora_id: str | None = None
+    is_queued: bool = False
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """What the request's own forwards are read by."""
+        return (self.window,) if self.gatherer is None else (self.window, self.gatherer)
+
+    @property
+    def first_query(self) -> int:
+        """Position from which on the forward must compute queries, whatever is cached."""
+        return min(capture.start for capture in self.captures)
 
 
 @dataclass(slots=True, eq=False)
@@ -27,7 +48,7 @@ class RequestState:
     base_key: the extra key that the request came with. wanted: the context that it asks for, until there is
     an answer. order: set while that context is being prepared. context: what the request attends to, None
     for the plain path. made: the context its order produced. refusal: why it was not carried out.
-    remembered: what the last lookup saw.
+    repeats: set for our own requests, which repeat a chunk of a context. remembered: what the last lookup saw.
     """
 
     base_key: str | None
@@ -36,8 +57,16 @@ class RequestState:
     context: Context | None = None
     made: Context | None = None
     refusal: str | None = None
+    repeats: ChunkCapture | None = None
     remembered: tuple[int, int] | None = None
     reported: bool = False
+
+    @property
+    def captures(self) -> tuple[Capture, ...]:
+        """What reads the queries of this request's forwards."""
+        if self.repeats is not None:
+            return (self.repeats,)
+        return self.order.captures if self.order is not None else ()
 
 
 class RequestStates:

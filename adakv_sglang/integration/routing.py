@@ -9,10 +9,13 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.core.contexts import NAMESPACE_MARK, Context, ContextKey, ContextRegistry
+from adakv_sglang.core.gather import ReconstructionGatherer, cut_chunks
+from adakv_sglang.core.scorers import SCORERS
+from adakv_sglang.integration.captures import gatherer_capture, window_capture
 from adakv_sglang.integration.request_state import PrepareOrder, RequestState, RequestStates
-from adakv_sglang.integration.window_capture import WindowCapture
 
 logger = logging.getLogger(__name__)
+REPEATED_TOKENS = 2048  # of a context, per request that repeats them
 
 
 class RequestRouter:
@@ -34,10 +37,13 @@ class RequestRouter:
         state = self._states.of(req) or self._first_sight(req)
         if not is_plain_text(req):
             return self._in_namespace(params, state)
+        if state.repeats is not None:
+            return self._up_to(state.repeats.start, params, state)
         if state.wanted is not None:
-            self._order_or_recall(state, *state.wanted)
+            self._order_or_recall(req, state, *state.wanted)
         if state.order is not None:
-            return self._hold_back(params, state, state.order)
+            state.context = None
+            return self._up_to(state.order.first_query, params, state)
         limit = len(params.key)
         if state.remembered != (self._contexts.version, limit):
             state.remembered = (self._contexts.version, limit)
@@ -96,21 +102,24 @@ class RequestRouter:
             state.wanted = (key, config)
         return obstacle
 
-    def _order_or_recall(self, state: RequestState, key: ContextKey, config: AdaKVConfig) -> None:
+    def _order_or_recall(self, req: Any, state: RequestState, key: ContextKey, config: AdaKVConfig) -> None:
         """A context that is there is used; one that is not, or no longer, is ordered."""
         if self._contexts.recall(key, config) is not None:
             state.order = None
         elif state.order is None:
-            capture = WindowCapture(self._num_layers, key.num_tokens - config.window, config.window)
-            state.order = PrepareOrder(key, config, capture)
+            state.order = self._order(key, config, req.lora_id)
 
-    def _hold_back(
-        self, params: MatchPrefixParams, state: RequestState, order: PrepareOrder
-    ) -> MatchPrefixParams:
-        """Plain path, and at most up to the window, so that the forward computes the window's queries."""
-        state.context = None
+    def _order(self, key: ContextKey, config: AdaKVConfig, lora_id: str | None) -> PrepareOrder:
+        tokens, reconstruction = key.num_tokens, None
+        if SCORERS[config.scorer].needs == "reconstruction":
+            reconstruction = ReconstructionGatherer(tokens, config, cut_chunks(tokens, REPEATED_TOKENS))
+        window = window_capture(tokens, self._num_layers, config)
+        return PrepareOrder(key, config, window, gatherer_capture(tokens, config), reconstruction, lora_id)
+
+    def _up_to(self, limit: int, params: MatchPrefixParams, state: RequestState) -> MatchPrefixParams:
+        """Plain path, and no further than this, so that the forward computes the queries from there on."""
         params = self._in_namespace(params, state)
-        limit = min(len(params.key), order.capture.start)
+        limit = min(len(params.key), limit)
         return replace(params, key=_rekeyed(params.key, params.key.extra_key, limit))
 
     @staticmethod

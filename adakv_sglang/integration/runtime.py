@@ -15,6 +15,7 @@ from adakv_sglang.core.contexts import ContextRegistry
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.attention_backend import AdaKVAttentionBackend
 from adakv_sglang.integration.full_component import AdaKVFullComponent
+from adakv_sglang.integration.model_parts import find_parts
 from adakv_sglang.integration.options import UnsupportedOptions, require_supported, unsupported_model
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.request_state import RequestStates
@@ -78,6 +79,7 @@ class Runtime:
             states=self.states,
             pool=backend.lanes,
             implementation=backend.implementation,
+            model_parts=find_parts(model_runner.model),
             forward_stream=model_runner.forward_stream if backend.lanes.kv.is_cuda else None,
         )
         if self.config.debug_checks:

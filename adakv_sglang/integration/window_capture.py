@@ -2,6 +2,7 @@
 
 import torch
 
+from adakv_sglang.core.gather import QueryPiece
 from adakv_sglang.core.types import WindowQueries
 
 
@@ -24,18 +25,18 @@ class WindowCapture:
         """Whether every query of every layer has been seen."""
         return bool(self._seen.all())
 
-    def store(self, layer: int, position: int, query: torch.Tensor, scaling: float) -> None:
-        """Copy `query` `[n, HQ, D]` of the positions from `position` on; all inside the window.
+    def add(self, piece: QueryPiece) -> None:
+        """Copy the queries of a piece; all inside the window.
 
         Never raises for want of memory, which would end the forward of a whole batch: `queries` tells.
         """
-        rows = slice(position - self.start, position - self.start + query.shape[0])
-        self._seen[layer, rows] = True  # whatever happens: every rank must come to the same point
-        if self._failure is not None or not self._make_room(query):
+        rows = slice(piece.position - self.start, piece.end - self.start)
+        self._seen[piece.layer, rows] = True  # whatever happens: every rank must come to the same point
+        if self._failure is not None or not self._make_room(piece.query):
             return
         assert self._query is not None
-        self._query[layer, rows] = query
-        self._scaling[layer] = scaling
+        self._query[piece.layer, rows] = piece.query
+        self._scaling[piece.layer] = piece.scaling
 
     def _make_room(self, query: torch.Tensor) -> bool:
         if self._query is None:

@@ -124,13 +124,15 @@ def test_too_few_slots_for_the_protected_tokens_are_refused_before_anything_is_w
     assert torch.equal(pool.kv, before)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 4, 8), (2, 4, 4, 8)], ids=["a layer too few", "another window"])
+@pytest.mark.parametrize(
+    "shape", [(1, 8, 4, 8), (2, 4, 4, 8)], ids=["a layer too few", "less than the window"]
+)
 def test_queries_that_are_not_one_window_per_layer_are_refused(shape):
     pool = LanePool(
         torch.zeros(2 * 2 * 40 * 2, 8), LaneGeometry(num_layers=2, rows=40, num_heads=2, head_dim=8)
     )
     queries = WindowQueries(torch.randn(shape), (1.0,) * shape[0])
-    with pytest.raises(ValueError, match=r"queries: expected \[layers, window\] = \[2, 8\]"):
+    with pytest.raises(ValueError, match=r"queries: expected \[layers, window or more\] = \[2, 8\]"):
         compress_prefix(
             queries, pool, torch.arange(1, 30), torch.arange(30, 40), AdaKVConfig(window=8, sinks=1)
         )

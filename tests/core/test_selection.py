@@ -1,5 +1,7 @@
 """`select_tokens`: which positions each head keeps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from helpers import assert_close, generator, heads_of, random_scores
@@ -55,6 +57,33 @@ def test_the_rest_are_the_highest_scores_and_the_lower_position_among_equals(pro
         ranking = sorted(range(config.sinks, last), key=lambda i: (-row[i], i))  # noqa: B023
         chosen = [i for i in head if config.sinks <= i < last]
         assert chosen == sorted(ranking[: max(0, budget - config.num_protected)])
+
+
+@given(problems(), st.integers(0, 2**16))
+def test_with_a_weight_the_second_half_is_ranked_by_the_weighted_score(problem, seed):
+    scores, budgets, config = problem
+    weight = torch.rand(scores.value.shape, generator=generator(seed)) * 10
+    last = scores.value.shape[1] - config.window
+    heads = heads_of(select_tokens(replace(scores, weight=weight), budgets, config))
+    weighted = (scores.value + 1e-4) * weight
+    for row, second, head, budget in zip(
+        scores.value.tolist(), weighted.tolist(), heads, budgets.tokens, strict=True
+    ):
+        free = max(0, budget - config.num_protected)
+        ranking = sorted(range(config.sinks, last), key=lambda i: (-row[i], i))  # noqa: B023
+        rest = sorted(ranking[free // 2 :], key=lambda i: (-second[i], i))  # noqa: B023
+        want = ranking[: free // 2] + rest[: free - free // 2]
+        assert [i for i in head if config.sinks <= i < last] == sorted(want)
+        assert len(head) == budget
+
+
+@given(problems())
+def test_equal_weights_change_nothing(problem):
+    scores, budgets, config = problem
+    weighted = replace(scores, weight=torch.full_like(scores.value, 2.0))
+    assert heads_of(select_tokens(weighted, budgets, config)) == heads_of(
+        select_tokens(scores, budgets, config)
+    )
 
 
 @given(problems())

@@ -169,13 +169,14 @@ def test_window_queries_are_kept_by_position_across_chunks():
     backend = AdaKVAttentionBackend(TorchNativeAttnBackend(runner), runner, bench.states)
     req = bench.submit([*DOCUMENT, 1], adakv={"compress": True})
     bench.match(req)
-    capture = bench.states.of(req).order.capture
+    capture = bench.states.of(req).order.window
     sent = torch.randn(N + 1, GROUP * HEADS, DIM)
     for start, end in ((0, 38), (38, N + 1)):  # the window is [36, 40)
         batch = SimpleNamespace(
             rids=[req.rid],
             seq_lens=torch.tensor([end]),
             extend_seq_lens=torch.tensor([end - start]),
+            req_pool_indices=torch.tensor([0]),
             forward_mode=ForwardMode.EXTEND,
         )
         backend.stock = SimpleNamespace(

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from adakv_sglang.core.gather import QueryPiece
 from adakv_sglang.integration.window_capture import WindowCapture
 
 LAYERS, WINDOW = 2, 4
@@ -13,7 +14,9 @@ def filled(pieces):
     query = torch.randn(WINDOW, 6, 8)
     for layer in range(LAYERS):
         for start, end in pieces:
-            capture.store(layer, 10 + start, query[start:end], 0.5)
+            pool = torch.zeros(20, 2, 8)
+            slots = torch.arange(10 + end)
+            capture.add(QueryPiece(layer, 10 + start, query[start:end], pool, pool, slots, 0.5))
     return capture, query
 
 

@@ -6,7 +6,20 @@ from typing import Final
 
 import torch
 
+from adakv_sglang.core.rotary import Rotary
+
 PART: Final = 16384  # tokens
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class QuerySample:
+    """Queries of some of the context's tokens, positional encoding applied.
+
+    query: `[S, HQ, D]`, model dtype. positions: int64 `[S]`, of their tokens in the context.
+    """
+
+    query: torch.Tensor
+    positions: torch.Tensor
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,6 +29,12 @@ class LayerInputs:
     query: `[W, HQ, D]`, the queries of the last W tokens. key, value: the pool's `[rows, H, D]`, of which the
     rows `slots` (int64 `[N]`) are the tokens in order. scaling: factor on dot products. All with positional
     encoding applied.
+
+    What only some scorers read, None where nobody provides it:
+    rotary: the positional encoding itself; the first token of the context has position 0.
+    output_weight: `[HQ, D, hidden]`, the part of the output projection W_O that each query head feeds.
+    gathered: float32 `[H, N]`, what a gatherer (core/gather) read off the forwards, made for this scorer.
+    sample: queries from all over the context.
     """
 
     layer: int
@@ -24,6 +43,10 @@ class LayerInputs:
     value: torch.Tensor
     scaling: float
     slots: torch.Tensor
+    rotary: Rotary | None = None
+    output_weight: torch.Tensor | None = None
+    gathered: torch.Tensor | None = None
+    sample: QuerySample | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -34,6 +57,11 @@ class LayerInputs:
     def num_heads(self) -> int:
         """H, KV heads on this rank."""
         return self.key.shape[1]
+
+    @property
+    def group(self) -> int:
+        """Query heads per KV head."""
+        return self.query.shape[1] // self.num_heads
 
     def key_parts(self) -> Iterator[torch.Tensor]:
         """Keys of all heads, float32 `[n, H, D]`, so many tokens at a time that the copies stay bounded."""
@@ -47,3 +75,20 @@ class LayerInputs:
     def values_of(self, head: int) -> torch.Tensor:
         """Values of one head, float32 `[N, D]`."""
         return self.value[self.slots, head].float()
+
+    def encoding(self) -> Rotary:
+        """The positional encoding; raise ValueError if it is missing or ends before the context does."""
+        if self.rotary is None or self.rotary.num_positions < self.num_tokens:
+            got = "None" if self.rotary is None else f"{self.rotary.num_positions}"
+            raise ValueError(
+                f"rotary: expected a table of {self.num_tokens} positions or more, got {got}; "
+                "take it from the model that made the keys"
+            )
+        return self.rotary
+
+    def some_queries(self) -> QuerySample:
+        """The sample, or the window's queries where none was taken."""
+        if self.sample is not None:
+            return self.sample
+        first = self.num_tokens - self.query.shape[0]
+        return QuerySample(self.query, torch.arange(first, self.num_tokens, device=self.slots.device))

@@ -33,28 +33,18 @@ def add_prefix_(
     Raises ValueError for shapes that do not fit the tables. Source: two-level attention merged by LSE,
     as in cascade inference; the equal division of the key axis follows Stream-K (arXiv 2301.03598).
     """
-    t = tables
-    key = _layout_of(out, lse_base2, query, kv, value_offset)
-    rows = query.shape[0]
+    key, rows, t = _layout_of(out, lse_base2, query, kv, value_offset), query.shape[0], tables
     if key not in t.checked or not rows == out.shape[0] == lse_base2.shape[0] <= t.max_rows:
         _check(out, lse_base2, query, kv, tables)
         t.checked.add(key)
     if not 0 <= layer < t.num_layers:
         raise ValueError(f"layer: expected 0 to {t.num_layers - 1}, got {layer}")
-    of_batch = (t.tile_head, t.tile_first, t.tile_count, t.tokens)
-    of_rows = (t.row_tile, t.row_stride, t.row_place)
+    work = (*t.work_of_layer[layer], t.tile_head, t.tile_first, t.tile_count, t.tokens)
+    pieces_of_rows = (t.row_tile, t.row_stride, t.row_place, *t.pieces_of_layer[layer])
     pieces, strides = (t.piece_out, t.piece_lse), (out.stride(0), out.stride(1), lse_base2.stride(0))
-    t.attend(
-        (t.programs, 1, 1),
-        key,
-        *(out, lse_base2, query, kv, *t.work_of_layer[layer], *of_batch, *pieces),
-        *(value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1), *strides),
-    )
-    t.merge(
-        (rows, query.shape[1], 1),
-        key,
-        *(out, lse_base2, *of_rows, *t.pieces_of_layer[layer], *pieces, *strides),
-    )
+    scales = (value_offset, scaling / math.log(2.0), query.stride(0), query.stride(1))
+    t.attend((t.programs, 1, 1), key, out, lse_base2, query, kv, *work, *pieces, *scales, *strides)
+    t.merge((rows, query.shape[1], 1), key, out, lse_base2, *pieces_of_rows, *pieces, *strides)
 
 
 def _layout_of(

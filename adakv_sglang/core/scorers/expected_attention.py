@@ -1,0 +1,46 @@
+"""Expected attention: what queries still to come would attend to, if they are like those seen."""
+
+from typing import Final
+
+import torch
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.rotary import Rotary
+from adakv_sglang.core.scorers.inputs import LayerInputs
+
+FUTURE: Final = 512  # positions behind the context that the rotation is averaged over
+EPSILON: Final = 1e-2  # the published figures use it; kvpress' press has 0 unless told otherwise
+
+
+def expected_attention_scores(inputs: LayerInputs, _mass: torch.Tensor, config: AdaKVConfig) -> torch.Tensor:
+    """(Expected attention + 0.01) times the L2 norm of the value; float32 `[H, N]`, 0 for the sinks.
+
+    Queries before positional encoding are taken for Gaussian, with the mean m and covariance C of those seen,
+    turned by the mean rotation R of the next 512 positions. Then E exp(s q.k) = exp(s k.Rm + s^2/2 k.RCR'k);
+    softmax over all keys but the sinks, mean over the query group. Source: Expected Attention, arXiv
+    2510.00636, as in kvpress' ExpectedAttentionPress, which takes the statistics of every query behind the
+    sinks: here of `inputs.sample`, or of the window alone where there is none. Statistics of fewer than D
+    queries give a covariance without full rank.
+    """
+    sinks, rotary = config.sinks, inputs.encoding()
+    sample = inputs.some_queries()
+    query = rotary.unrotate(sample.query, sample.positions)[sample.positions >= sinks]
+    scores = torch.zeros(inputs.num_heads, inputs.num_tokens, device=inputs.slots.device)
+    for head in range(inputs.num_heads):
+        keys = inputs.keys_of(head)[sinks:] * inputs.scaling
+        total = torch.zeros(len(keys), device=keys.device)
+        for row in range(head * inputs.group, (head + 1) * inputs.group):
+            mean, covariance = _future_statistics(query[:, row], rotary, inputs.num_tokens)
+            total += (keys @ mean + ((keys @ covariance) * keys).sum(dim=1) / 2).softmax(dim=0)
+        scores[head, sinks:] = (total / inputs.group + EPSILON) * inputs.values_of(head)[sinks:].norm(dim=1)
+    return scores
+
+
+def _future_statistics(query: torch.Tensor, rotary: Rotary, start: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean `[D]` and covariance `[D, D]` of `query` `[S, D]` under the mean rotation from `start` on."""
+    mean = query.mean(dim=0, keepdim=True)
+    centred = query - mean
+    covariance = centred.T @ centred / len(query)
+    half_turned = rotary.rotate_by_mean(covariance, start, FUTURE)
+    turned = rotary.rotate_by_mean(half_turned.T, start, FUTURE)
+    return rotary.rotate_by_mean(mean, start, FUTURE)[0], turned

@@ -1,0 +1,61 @@
+"""What scorers read of the model itself: its rotary encoding and its output projections."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from sglang.srt.layers.radix_attention import RadixAttention
+
+from adakv_sglang.core.rotary import Rotary
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """Parts of each attention layer on this rank, by layer; what a model lacks or stores otherwise is missing.
+
+    output_weights: `[hidden, HQ * D]`. head_dim: D.
+    """
+
+    rotary: Rotary | None = None
+    output_weights: dict[int, torch.Tensor] = field(default_factory=dict)
+    head_dim: int = 0
+
+    def output_weight(self, layer: int) -> torch.Tensor | None:
+        """`[HQ, D, hidden]`, a view."""
+        weight = self.output_weights.get(layer)
+        return None if weight is None else weight.t().view(-1, self.head_dim, weight.shape[0])
+
+
+def find_parts(model: Any) -> ModelParts:
+    """Look beside every attention layer for `rotary_emb` and `o_proj`, the names of SGLang's models.
+
+    A rotary encoding counts only if all layers share one table; a weight only if it is not quantised.
+    """
+    modules = dict(model.named_modules())
+    attention = {name: module for name, module in modules.items() if isinstance(module, RadixAttention)}
+    rotary, weights, head_dim = set(), {}, 0
+    for name, layer in attention.items():
+        parent = modules[name.rpartition(".")[0]]
+        rotary.add(getattr(parent, "rotary_emb", None))
+        weight = getattr(getattr(parent, "o_proj", None), "weight", None)
+        head_dim = layer.v_head_dim
+        if weight is not None and _is_plain(weight, layer.tp_q_head_num * head_dim):
+            weights[layer.layer_id] = weight.detach()
+    return ModelParts(_shared(rotary), weights, head_dim)
+
+
+def _is_plain(weight: Any, columns: int) -> bool:
+    kinds = (torch.float32, torch.bfloat16, torch.float16)
+    return isinstance(weight, torch.Tensor) and weight.dtype in kinds and weight.shape[-1] == columns
+
+
+def _shared(found: set[Any]) -> Rotary | None:
+    """The one encoding of all layers, if its rows are [cosines, sines]."""
+    tables = {id(getattr(each, "cos_sin_cache", None)): each for each in found}
+    if len(tables) != 1:
+        return None
+    encoding = next(iter(tables.values()))
+    table, is_neox = getattr(encoding, "cos_sin_cache", None), getattr(encoding, "is_neox_style", None)
+    if table is None or is_neox is None or table.dim() != 2:
+        return None
+    return Rotary(table, is_neox)
