@@ -118,8 +118,12 @@ class Reconstructor:
                 f"repeating it takes {len(tokens)} tokens and this server allows {longest - 1}; use another "
                 "scorer, a shorter context, or a larger --context-length or pool"
             )
-        rid = f"{job.rid}-adakv-{job.chunk}"
-        self._scheduler.handle_generate_request(_request(rid, tokens, job.order.lora_id))
+        rid = f"{job.rid}-adakv-{job.chunk}"  # an abort of the client's request reaches ours: ids by prefix
+        try:
+            self._scheduler.handle_generate_request(_request(rid, tokens, job.order.lora_id))
+        except Exception as error:  # whatever SGLang holds against our request, the server goes on
+            logger.exception("a request that repeats a context could not be made")
+            return f"{type(error).__name__}: {error}"
         waiting = self._scheduler.waiting_queue
         if not waiting or waiting[-1].rid != rid:
             return "the server's queue is full; send it again"
@@ -170,6 +174,7 @@ def _request(rid: str, tokens: "array[int]", lora_id: str | None) -> TokenizedGe
         input_ids=tokens,
         input_embeds=None,
         mm_inputs=None,
+        token_type_ids=None,
         sampling_params=sampling,
         return_logprob=False,
         logprob_start_len=-1,

@@ -170,7 +170,7 @@ SEAMS: Final[tuple[Seam, ...]] = (
     Seam(f"{_FULL}.redistribute_on_node_split", ("new_parent", "child"), "must never split a context"),
     Seam(f"{_CORE}.node_by_id", ("node_id",), "finds the plain path again"),
     Seam("managers.scheduler.Scheduler.handle_generate_request", ("recv_req",), "takes requests of our own"),
-    Seam("managers.io_struct.TokenizedGenerateReqInput", (), "describes them"),
+    Seam("managers.io_struct.TokenizedGenerateReqInput", ("rid", "input_ids", "lora_id"), "describes them"),
     Seam("sampling.sampling_params.SamplingParams.normalize", ("tokenizer",), "completes their options"),
     Seam("layers.radix_attention.RadixAttention", (), "shows where the model's projections are"),
     Seam(f"{_STREAMER}.stream_output", ("reqs", "return_logprob"), "is preceded by waiting compressions"),
