@@ -62,14 +62,13 @@ class ContextBatch:
         key = (tuple(contexts), tuple(counts))
         if key == self._key:
             return self._shift
-        groups: dict[Context, list[int]] = {}
-        start = 0
-        for context, count in zip(contexts, counts, strict=True):
+        groups: dict[Context, list[torch.Tensor]] = {}
+        rows = torch.arange(sum(counts), dtype=torch.int32)
+        for context, own in zip(contexts, rows.split(counts), strict=True):
             if context is not None:
-                groups.setdefault(context, []).extend(range(start, start + count))
-            start += count
+                groups.setdefault(context, []).append(own)
         entries = [(context.prefix.pages.indptr, context.prefix.pages.lanes) for context in groups]
-        self.tables.load(entries, list(groups.values()), start)
+        self.tables.load(entries, [torch.cat(own) for own in groups.values()], len(rows))
         self._key, self._shift = key, self._shift_of(contexts) if groups else None
         return self._shift
 

@@ -1,5 +1,6 @@
 """`window_scores` against probabilities computed one query at a time in float64; on CUDA too, from a NaN pool."""
 
+import importlib
 import os
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from helpers import assert_close
 
 from adakv_kernels import window_scores
+from adakv_kernels.window_scores.reference import window_scores_reference
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 TYPES = [torch.float32, torch.float16] + ([] if INTERPRETED else [torch.bfloat16])  # numpy has no bfloat16
@@ -57,14 +59,37 @@ def test_equals_it_for_every_head_size(num_heads, head_dim):
 @pytest.mark.parametrize("dtype", TYPES, ids=str)
 @pytest.mark.parametrize("group", [1, 3, 8])
 @pytest.mark.parametrize(("window", "num_tokens"), SIZES)
-@pytest.mark.parametrize("reduction", ["max", "peak"])
-def test_the_largest_counts_on_request(window, num_tokens, group, dtype, reduction):
-    check_paged(window, num_tokens, 2, group, 64, dtype, torch.device("cpu"), 1e-6, reduction=reduction)
+def test_the_largest_of_the_query_heads_counts_on_request(window, num_tokens, group, dtype):
+    check_paged(window, num_tokens, 2, group, 64, dtype, torch.device("cpu"), 1e-6, reduction="max")
+
+
+@pytest.mark.parametrize(
+    ("window", "num_tokens", "group"), [(1, 1, 1), (63, 65, 3), (32, 111, 8), (65, 200, 3)]
+)
+def test_the_peak_counts_on_request(window, num_tokens, group):
+    check_paged(window, num_tokens, 2, group, 64, torch.float32, torch.device("cpu"), 1e-6, reduction="peak")
 
 
 @pytest.mark.parametrize("slot_dtype", [torch.int32, torch.int64], ids=str)
 def test_tokens_may_lie_anywhere_among_rows_that_are_nan(slot_dtype):
     check_paged(32, 111, 2, 4, 64, torch.float32, torch.device("cpu"), 1e-6, slot_dtype)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "peak"])
+@pytest.mark.parametrize("num_scored", [1, 64, 110])
+def test_only_the_first_tokens_on_request(num_scored, reduction):
+    query, key = torch.randn(5, 6, 64), torch.randn(111, 2, 64)
+    whole = window_scores(query, key, scaling=0.125, reduction=reduction)
+    part = window_scores(query, key, scaling=0.125, reduction=reduction, num_scored=num_scored)
+    assert torch.equal(part, whole[:, :num_scored])
+
+
+@pytest.mark.parametrize("reduction", ["mean", "max", "peak"])
+def test_many_queries_need_no_splits_of_the_keys(reduction, monkeypatch):
+    if INTERPRETED:
+        kernel = importlib.import_module("adakv_kernels.window_scores.kernel")
+        monkeypatch.setattr(kernel, "MANY_TILES", 1)
+    check_paged(65, 200, 2, 3, 64, torch.float32, torch.device("cpu"), 1e-6, reduction=reduction)
 
 
 @pytest.mark.gpu
@@ -87,6 +112,14 @@ class TestOnCuda:
     def test_the_largest(self, head_dim, group, reduction):
         device = torch.device("cuda")
         check_paged(65, 200, 2, group, head_dim, torch.bfloat16, device, 1e-5, reduction=reduction)
+
+    @pytest.mark.parametrize(("num_heads", "group", "head_dim"), [(8, 4, 128), (2, 7, 64), (1, 16, 256)])
+    def test_thousands_of_queries(self, num_heads, group, head_dim):
+        query = torch.randn(2078, num_heads * group, head_dim, dtype=torch.bfloat16, device="cuda")
+        key = torch.randn(4130, num_heads, head_dim, dtype=torch.bfloat16, device="cuda")
+        scores = window_scores(query, key, scaling=head_dim**-0.5, reduction="peak", num_scored=2052)
+        want = window_scores_reference(query, key, head_dim**-0.5, "peak")[:, :2052]
+        assert_close("scores", scores, want, 1e-4)
 
     def test_float32(self):
         check_paged(32, 200, 2, 4, 128, torch.float32, torch.device("cuda"), 2e-3)

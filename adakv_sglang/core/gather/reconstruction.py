@@ -43,9 +43,14 @@ class ReconstructionGatherer:
         start, stop = self.chunks[chunk]
         sinks = min(self.config.sinks, start)
         slots = torch.cat([piece.slots[:sinks], piece.slots[start:stop], piece.slots[self.num_tokens :]])
-        peak = window_scores(piece.query, piece.key, scaling=piece.scaling, slots=slots, reduction="peak")[
-            :, sinks : sinks + stop - start
-        ]
+        peak = window_scores(
+            piece.query,
+            piece.key,
+            scaling=piece.scaling,
+            slots=slots,
+            reduction="peak",
+            num_scored=sinks + stop - start,
+        )[:, sinks:]
         if piece.layer not in self._scores:
             shape = piece.key.shape[1], self.num_tokens
             self._scores[piece.layer] = torch.zeros(shape, device=piece.query.device)

@@ -9,6 +9,7 @@ from adakv_sglang.core.scorers.inputs import LayerInputs
 from adakv_sglang.core.scorers.streaming import streaming_scores
 
 LAG: Final = 128  # tokens per partition, as in the paper
+AT_A_TIME: Final = 128  # partitions, so that the copies stay bounded
 
 
 def lagkv_scores(inputs: LayerInputs, mass: torch.Tensor, config: AdaKVConfig) -> torch.Tensor:
@@ -23,18 +24,20 @@ def lagkv_scores(inputs: LayerInputs, mass: torch.Tensor, config: AdaKVConfig) -
     if parts < 2:
         return streaming_scores(inputs, mass, config)
     scores = torch.ones(inputs.num_heads, num_tokens, device=inputs.slots.device)
-    end = sinks + parts * LAG
-    for head in range(inputs.num_heads):
-        spread = [
-            _spread(states[sinks:end].view(parts, LAG, -1))
-            for states in (inputs.keys_of(head), inputs.values_of(head))
-        ]
-        rank = (spread[0] + spread[1]).argsort(dim=-1, stable=True).argsort(dim=-1)
-        scores[head, sinks : end - LAG] = (rank / LAG).flatten()
+    for first in range(0, parts - 1, AT_A_TIME):
+        last = min(first + AT_A_TIME, parts - 1)
+        start, end = sinks + first * LAG, sinks + last * LAG
+        slots = inputs.slots[start : end + LAG].view(-1, LAG)  # one more, to compare the last with
+        spread = _spread(inputs.key[slots].float()) + _spread(inputs.value[slots].float())
+        rank = spread.argsort(dim=1, stable=True).argsort(dim=1)  # [parts, LAG, H]
+        scores[:, start:end] = (rank / LAG).flatten(0, 1).T
     return scores
 
 
 def _spread(states: torch.Tensor) -> torch.Tensor:
-    """Softmax over a partition of the deviation over channels, in units of the next one's range; `[parts - 1, LAG]`."""
+    """Softmax over each partition of the deviation over channels, in units of the next one's range.
+
+    states: `[parts + 1, LAG, H, D]`; returns `[parts, LAG, H]`.
+    """
     low, high = states[1:].amin(dim=1, keepdim=True), states[1:].amax(dim=1, keepdim=True)
-    return ((states[:-1] - low) / (high - low)).std(dim=-1).softmax(dim=-1)
+    return ((states[:-1] - low) / (high - low)).std(dim=-1).softmax(dim=1)

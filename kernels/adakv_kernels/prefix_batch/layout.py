@@ -31,27 +31,30 @@ class BatchLayout:
 
 
 def lay_out_batch(
-    groups: Sequence[Sequence[int]], num_rows: int, num_heads: int, tokens_per_tile: int
+    groups: Sequence[Sequence[int] | torch.Tensor], num_rows: int, num_heads: int, tokens_per_tile: int
 ) -> BatchLayout:
     """Cut groups of query rows, one per context, into tiles.
 
     groups: for each context the query rows that attend to it; no row twice. num_rows: T, rows of the batch.
+    Runs on the host between two batches: a fixed number of operations, however many rows there are.
     """
-    rows = torch.zeros(3, num_rows, dtype=torch.int32)  # tile, stride, place
+    parts = [torch.as_tensor(group, dtype=torch.int32) for group in groups]
+    tokens = torch.cat(parts) if parts else torch.empty(0, dtype=torch.int32)
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+    per_head = (sizes + tokens_per_tile - 1) // tokens_per_tile
+    tiles = per_head * num_heads
+    token_start, tile_start = sizes.cumsum(0) - sizes, tiles.cumsum(0) - tiles
+
+    entry = torch.repeat_interleave(tiles)  # context of each tile
+    within = torch.arange(len(entry)) - tile_start[entry]
+    first = within % per_head[entry] * tokens_per_tile
+    count = (sizes[entry] - first).clamp(max=tokens_per_tile)
+    of_tiles = torch.stack([entry, within // per_head[entry], token_start[entry] + first, count]).int()
+
+    owner = torch.repeat_interleave(sizes)  # context of each token
+    place = torch.arange(len(owner)) - token_start[owner]
+    tile = tile_start[owner] + place // tokens_per_tile
+    rows = torch.zeros(3, num_rows, dtype=torch.int32)
     rows[0] = -1
-    tiles: tuple[list[int], ...] = ([], [], [], [])  # entry, head, first, count
-    tokens: list[int] = []
-    for entry, group in enumerate(groups):
-        per_head = -(-len(group) // tokens_per_tile)
-        place, index = torch.arange(len(group), dtype=torch.int32), torch.tensor(group, dtype=torch.int64)
-        rows[0, index] = len(tiles[0]) + place // tokens_per_tile
-        rows[1, index] = per_head
-        rows[2, index] = place % tokens_per_tile
-        firsts = range(0, len(group), tokens_per_tile)
-        tiles[0].extend([entry] * (num_heads * per_head))
-        tiles[1].extend(head for head in range(num_heads) for _ in firsts)
-        tiles[2].extend([len(tokens) + first for first in firsts] * num_heads)
-        tiles[3].extend([min(len(group) - first, tokens_per_tile) for first in firsts] * num_heads)
-        tokens.extend(group)
-    entry_, head, first_, count = torch.tensor(tiles, dtype=torch.int32).view(4, -1)
-    return BatchLayout(torch.tensor(tokens, dtype=torch.int32), entry_, head, first_, count, *rows)
+    rows[:, tokens.long()] = torch.stack([tile, per_head[owner], place % tokens_per_tile]).int()
+    return BatchLayout(tokens, *of_tiles, *rows)

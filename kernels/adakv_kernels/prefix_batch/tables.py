@@ -110,7 +110,7 @@ class PrefixTables:
     def load(
         self,
         entries: Sequence[tuple[torch.Tensor, torch.Tensor]],
-        groups: Sequence[Sequence[int]],
+        groups: Sequence[Sequence[int] | torch.Tensor],
         num_rows: int,
     ) -> None:
         """Describe a batch: for each context its page lists `(indptr, lanes)`, int32, and its query rows.

@@ -16,6 +16,7 @@ def window_scores(
     scaling: float,
     slots: torch.Tensor | None = None,
     reduction: Literal["mean", "max", "peak"] = "mean",
+    num_scored: int | None = None,
 ) -> torch.Tensor:
     """Attention probability of the window queries on every key, per KV head: the mean, or a maximum.
 
@@ -27,8 +28,9 @@ def window_scores(
     scaling: factor on the dot products, usually D ** -0.5.
     reduction: over the query heads of a KV head, "mean" or "max" of their means over the window, or "peak",
     the largest probability that any query of any of them pays (KVzip, arXiv 2505.23416, equation 2).
-    Returns float32 `[H, N]`; with "mean" every row sums to 1.
-    On CUDA no temporary is larger than the result. Raises ValueError or TypeError for arguments that do not fit.
+    num_scored: how many of the first tokens to score; all by default.
+    Returns float32 `[H, num_scored]`; with "mean" a row of all tokens sums to 1.
+    On CUDA temporaries hold at most 32 floats per query and query head. Raises ValueError or TypeError for arguments that do not fit.
     """
     check_shape("query", query, ("W", "HQ", "D"))
     check_shape("key", key, ("N", "H", query.shape[2]))
@@ -41,10 +43,13 @@ def window_scores(
     num_tokens = key.shape[0] if slots is None else slots.shape[0]
     if not 1 <= query.shape[0] <= num_tokens:
         raise ValueError(f"window: expected 1 to {num_tokens} queries, got {query.shape[0]}")
+    num_scored = num_tokens if num_scored is None else num_scored
+    if not 1 <= num_scored <= num_tokens:
+        raise ValueError(f"num_scored: expected 1 to {num_tokens}, got {num_scored}")
     if use_triton(key):
         from adakv_kernels.window_scores.kernel import window_scores_triton
 
         slots = torch.arange(num_tokens, device=key.device) if slots is None else slots
-        return window_scores_triton(query, key, slots, scaling, reduction)
+        return window_scores_triton(query, key, slots, scaling, reduction, num_scored)
     tokens = key if slots is None else key[slots.long()]
-    return window_scores_reference(query, tokens, scaling, reduction)
+    return window_scores_reference(query, tokens, scaling, reduction)[:, :num_scored]

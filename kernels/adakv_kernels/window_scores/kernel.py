@@ -6,29 +6,38 @@ import torch
 import triton
 import triton.language as tl
 
+from adakv_kernels.launch import shared_bytes
+
 ROWS, KEYS, SPLITS = 128, 64, 16
+MANY_TILES = 256  # query tiles that fill a GPU without splitting the keys
 
 
 @triton.jit
-def _logits(
-    p_query, p_key, p_slots, i_h, o_m, o_n, num_tokens, window, scale_log2, stride_q, stride_h, stride_k, stride_kh,
-    G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Scaled dot products `[ROWS, KEYS]` in base 2, -inf where hidden or outside.
-
-    o_m: rows, query head o_m % G of the group at window position o_m // G.
-    """
+def _queries(
+    p_query, i_h, o_m, window, stride_q, stride_h, G: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr
+):
+    """Rows `[ROWS, BLOCK_D]`: row o_m is query head o_m % G of the group at window position o_m // G."""
     o_d = tl.arange(0, BLOCK_D)
-    m_d = o_d < D
-    m_m = o_m < window * G
-    m_n = o_n < num_tokens
     p_q = p_query + (o_m // G)[:, None] * stride_q + (i_h * G + o_m % G)[:, None] * stride_h + o_d[None, :]
-    b_q = tl.load(p_q, mask=m_m[:, None] & m_d[None, :], other=0.0)
+    return tl.load(p_q, mask=(o_m < window * G)[:, None] & (o_d < D)[None, :], other=0.0)
+
+
+@triton.jit
+def _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Keys of the tokens o_n, `[BLOCK_D, KEYS]`."""
+    o_d = tl.arange(0, BLOCK_D)
+    m_n = o_n < num_tokens
     b_slot = tl.load(p_slots + o_n, mask=m_n, other=0).to(tl.int64)
     p_k = p_key + b_slot[None, :] * stride_k + i_h * stride_kh + o_d[:, None]
-    b_k = tl.load(p_k, mask=m_d[:, None] & m_n[None, :], other=0.0)
+    return tl.load(p_k, mask=(o_d < D)[:, None] & m_n[None, :], other=0.0)
+
+
+@triton.jit
+def _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G: tl.constexpr):
+    """Scaled dot products `[ROWS, KEYS]` in base 2, -inf where hidden or outside."""
     seen = o_n[None, :] <= (num_tokens - window + o_m // G)[:, None]
-    return tl.where(seen & m_m[:, None] & m_n[None, :], tl.dot(b_q, b_k) * scale_log2, float("-inf"))
+    inside = (o_m < window * G)[:, None] & (o_n < num_tokens)[None, :]
+    return tl.where(seen & inside, tl.dot(b_q, b_k) * scale_log2, float("-inf"))
 
 
 @triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
@@ -40,13 +49,16 @@ def window_lse_kernel(
     """Maximum and sum of exponentials of every window query over one split of the keys."""
     i_h, i_m, i_s = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     per_split = tl.cdiv(tl.cdiv(num_tokens, KEYS), SPLITS) * KEYS
+    o_m = i_m * ROWS + tl.arange(0, ROWS)
+    b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
     b_max = tl.full([ROWS], float("-inf"), tl.float32)
     b_sum = tl.zeros([ROWS], tl.float32)
-    for i_n in range(i_s * per_split, tl.minimum((i_s + 1) * per_split, num_tokens), KEYS):
-        b_s = _logits(
-            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), i_n + tl.arange(0, KEYS), num_tokens,
-            window, scale_log2, stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
-        )  # fmt: skip
+    seen = num_tokens - window + (i_m * ROWS + ROWS - 1) // G + 1  # no row of this tile sees more
+    end = tl.minimum(tl.minimum((i_s + 1) * per_split, num_tokens), seen)
+    for i_n in range(i_s * per_split, end, KEYS):
+        o_n = i_n + tl.arange(0, KEYS)
+        b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
+        b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
         b_new = tl.maximum(b_max, tl.max(b_s, 1))
         b_base = tl.where(b_new == float("-inf"), 0.0, b_new)
         b_sum = b_sum * tl.exp2(b_max - b_base) + tl.sum(tl.exp2(b_s - b_base[:, None]), 1)
@@ -56,9 +68,11 @@ def window_lse_kernel(
     tl.store(p_sum + o, b_sum)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+)
 def window_mass_kernel(
-    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
     stride_q, stride_h, stride_k, stride_kh,
     G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -66,6 +80,7 @@ def window_mass_kernel(
     """Mean probability of one block of keys over all window queries of a KV head."""
     i_h = tl.program_id(0)
     o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
     b_mass = tl.zeros([KEYS], tl.float32)
     for i_m in range(0, row_tiles):
         o_part = (
@@ -77,19 +92,20 @@ def window_mass_kernel(
         b_top = tl.max(b_max, 0)
         b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
         b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
-        b_s = _logits(
-            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), o_n, num_tokens, window, scale_log2,
-            stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
-        )  # fmt: skip
+        o_m = i_m * ROWS + tl.arange(0, ROWS)
+        b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
+        b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
         b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
         b_mass += tl.sum(b_p, 0)
     out = b_mass / (window * G)
-    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, out, mask=o_n < num_tokens)
+    tl.store(p_out + i_h.to(tl.int64) * num_scored + o_n, out, mask=o_n < num_scored)
 
 
-@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+)
 def window_top_kernel(
-    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
     stride_q, stride_h, stride_k, stride_kh,
     G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr, POSITIONS: tl.constexpr,
@@ -97,6 +113,7 @@ def window_top_kernel(
     """As `window_mass_kernel`, but the largest of the query heads' mean probabilities: one of them at a time."""
     i_h = tl.program_id(0)
     o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
     b_top_mass = tl.zeros([KEYS], tl.float32)
     for i_g in range(0, G):
         b_mass = tl.zeros([KEYS], tl.float32)
@@ -110,14 +127,12 @@ def window_top_kernel(
             b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
             b_part = tl.load(p_sum + o_part, mask=m_part, other=0.0)
             b_sum = tl.sum(b_part * tl.exp2(b_max - b_top[None, :]), 0)
-            b_s = _logits(
-                p_query, p_key, p_slots, i_h, o_m, o_n, num_tokens, window, scale_log2,
-                stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
-            )  # fmt: skip
+            b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
+            b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
             b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
             b_mass += tl.sum(b_p, 0)
         b_top_mass = tl.maximum(b_top_mass, b_mass)
-    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, b_top_mass / window, mask=o_n < num_tokens)
+    tl.store(p_out + i_h.to(tl.int64) * num_scored + o_n, b_top_mass / window, mask=o_n < num_scored)
 
 
 @triton.jit
@@ -131,9 +146,11 @@ def _merged_lse(p_max, p_sum, base, ROWS: tl.constexpr, SPLITS: tl.constexpr):
     return b_top + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
 
 
-@triton.jit(do_not_specialize=["num_tokens", "window"], do_not_specialize_on_alignment=["p_slots"])
+@triton.jit(
+    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+)
 def window_peak_kernel(
-    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, window, row_tiles, scale_log2,
+    p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
     stride_q, stride_h, stride_k, stride_kh,
     G: tl.constexpr, D: tl.constexpr, ROWS: tl.constexpr, KEYS: tl.constexpr, SPLITS: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -141,37 +158,51 @@ def window_peak_kernel(
     """As `window_mass_kernel`, but the largest probability instead of the mean: its logarithm until the end."""
     i_h = tl.program_id(0)
     o_n = tl.program_id(1) * KEYS + tl.arange(0, KEYS)
+    b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
     b_peak = tl.full([KEYS], float("-inf"), tl.float32)
     for i_m in range(0, row_tiles):
         b_lse = _merged_lse(p_max, p_sum, (i_h * row_tiles + i_m) * SPLITS * ROWS, ROWS, SPLITS)
-        b_s = _logits(
-            p_query, p_key, p_slots, i_h, i_m * ROWS + tl.arange(0, ROWS), o_n, num_tokens, window, scale_log2,
-            stride_q, stride_h, stride_k, stride_kh, G, D, BLOCK_D,
-        )  # fmt: skip
+        o_m = i_m * ROWS + tl.arange(0, ROWS)
+        b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
+        b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
         b_peak = tl.maximum(b_peak, tl.max(b_s - b_lse[:, None], 0))
-    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, tl.exp2(b_peak), mask=o_n < num_tokens)
+    tl.store(p_out + i_h.to(tl.int64) * num_scored + o_n, tl.exp2(b_peak), mask=o_n < num_scored)
 
 
 def window_scores_triton(
-    query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor, scaling: float, reduction: str
+    query: torch.Tensor,
+    key: torch.Tensor,
+    slots: torch.Tensor,
+    scaling: float,
+    reduction: str,
+    num_scored: int,
 ) -> torch.Tensor:
-    """See `window_scores`. Extra memory: two floats per window query, KV head and split, and the result."""
+    """See `window_scores`. Extra memory: two floats per window query, query head and split, and the result."""
     window, num_q_heads, head_dim = query.shape
     num_heads, num_tokens = key.shape[1], slots.shape[0]
     group = num_q_heads // num_heads
     row_tiles = triton.cdiv(window * group, ROWS)
-    partial = torch.empty(2, num_heads * row_tiles * SPLITS * ROWS, dtype=torch.float32, device=key.device)
-    out = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=key.device)
+    splits = SPLITS if num_heads * row_tiles < MANY_TILES else 1
+    partial = torch.empty(2, num_heads * row_tiles * splits * ROWS, dtype=torch.float32, device=key.device)
+    out = torch.empty(num_heads, num_scored, dtype=torch.float32, device=key.device)
     keys = KEYS if head_dim <= 128 else 32
-    common = {"G": group, "D": head_dim, "ROWS": ROWS, "KEYS": keys, "SPLITS": SPLITS, "num_warps": 8}
+    common = {"G": group, "D": head_dim, "ROWS": ROWS, "KEYS": keys, "SPLITS": splits, "num_warps": 8}
     common["BLOCK_D"] = max(16, 1 << (head_dim - 1).bit_length())
+    common["num_stages"] = _num_stages(common, key)
     strides = (query.stride(0), query.stride(1), key.stride(0), key.stride(1))
     scale, inputs = scaling / math.log(2.0), (query, key, slots, partial[0], partial[1])
-    window_lse_kernel[(num_heads, row_tiles, SPLITS)](*inputs, num_tokens, window, scale, *strides, **common)
+    window_lse_kernel[(num_heads, row_tiles, splits)](*inputs, num_tokens, window, scale, *strides, **common)
     kernel = window_peak_kernel if reduction == "peak" else window_mass_kernel
     if reduction == "max":
         kernel, common["POSITIONS"] = window_top_kernel, 32
-    kernel[(num_heads, triton.cdiv(num_tokens, keys))](
-        *inputs, out, num_tokens, window, row_tiles, scale, *strides, **common
+    kernel[(num_heads, triton.cdiv(num_scored, keys))](
+        *inputs, out, num_tokens, num_scored, window, row_tiles, scale, *strides, **common
     )
     return out
+
+
+def _num_stages(sizes: dict[str, int], key: torch.Tensor) -> int:
+    """How many tiles of queries fit into shared memory beside one of keys, three at most."""
+    row = sizes["BLOCK_D"] * key.element_size()
+    room = int(0.9 * shared_bytes(key.device)) - sizes["KEYS"] * row
+    return max(1, min(3, room // (ROWS * row)))
