@@ -12,6 +12,7 @@ EXPORTED = {
         "merge_states",
         "prefix_attention",
         "suffix_attention",
+        "value_norms",
         "window_scores",
     ],
     "adakv_sglang.core": [

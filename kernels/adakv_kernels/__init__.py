@@ -9,6 +9,7 @@ from adakv_kernels.copy_lanes import copy_lanes_
 from adakv_kernels.merge_states import merge_states
 from adakv_kernels.prefix_attention import prefix_attention
 from adakv_kernels.suffix_attention import suffix_attention
+from adakv_kernels.value_norms import value_norms
 from adakv_kernels.window_scores import window_scores
 
 __all__ = [
@@ -17,5 +18,6 @@ __all__ = [
     "merge_states",
     "prefix_attention",
     "suffix_attention",
+    "value_norms",
     "window_scores",
 ]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ("test_prefix_batch.py", "test_window_scores.py", "test_copy_lanes.py")
+FILES = ("test_prefix_batch.py", "test_window_scores.py", "test_copy_lanes.py", "test_value_norms.py")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -25,22 +25,22 @@ def expected_attention_scores(inputs: LayerInputs, _mass: torch.Tensor, config: 
     sinks, rotary = config.sinks, inputs.encoding()
     sample = inputs.some_queries()
     query = rotary.unrotate(sample.query, sample.positions)[sample.positions >= sinks]
+    mean, covariance = _future_statistics(query, rotary, inputs.num_tokens)
     scores = torch.zeros(inputs.num_heads, inputs.num_tokens, device=inputs.slots.device)
     for head in range(inputs.num_heads):
+        rows = slice(head * inputs.group, (head + 1) * inputs.group)
         keys = inputs.keys_of(head)[sinks:] * inputs.scaling
-        total = torch.zeros(len(keys), device=keys.device)
-        for row in range(head * inputs.group, (head + 1) * inputs.group):
-            mean, covariance = _future_statistics(query[:, row], rotary, inputs.num_tokens)
-            total += (keys @ mean + ((keys @ covariance) * keys).sum(dim=1) / 2).softmax(dim=0)
-        scores[head, sinks:] = (total / inputs.group + EPSILON) * inputs.values_of(head)[sinks:].norm(dim=1)
+        spread = (keys @ covariance[rows]).mul_(keys).sum(dim=2)  # [G, N - sinks]
+        expected = (mean[rows] @ keys.T + spread / 2).softmax(dim=1).mean(dim=0)
+        scores[head, sinks:] = (expected + EPSILON) * inputs.values_of(head)[sinks:].norm(dim=1)
     return scores
 
 
 def _future_statistics(query: torch.Tensor, rotary: Rotary, start: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean `[D]` and covariance `[D, D]` of `query` `[S, D]` under the mean rotation from `start` on."""
-    mean = query.mean(dim=0, keepdim=True)
-    centred = query - mean
-    covariance = centred.T @ centred / len(query)
+    """Mean `[HQ, D]` and covariance `[HQ, D, D]` of `query` `[S, HQ, D]` under the mean rotation from `start` on."""
+    mean = query.mean(dim=0)
+    centred = (query - mean).transpose(0, 1)  # [HQ, S, D]
+    covariance = centred.transpose(1, 2) @ centred / len(query)
     half_turned = rotary.rotate_by_mean(covariance, start, FUTURE)
-    turned = rotary.rotate_by_mean(half_turned.T, start, FUTURE)
-    return rotary.rotate_by_mean(mean, start, FUTURE)[0], turned
+    turned = rotary.rotate_by_mean(half_turned.transpose(1, 2), start, FUTURE)
+    return rotary.rotate_by_mean(mean, start, FUTURE), turned

@@ -32,6 +32,21 @@ def window_scores(
     Returns float32 `[H, num_scored]`; with "mean" a row of all tokens sums to 1.
     On CUDA temporaries hold at most 32 floats per query and query head. Raises ValueError or TypeError for arguments that do not fit.
     """
+    num_tokens = _check(query, key, slots, reduction)
+    num_scored = num_tokens if num_scored is None else num_scored
+    if not 1 <= num_scored <= num_tokens:
+        raise ValueError(f"num_scored: expected 1 to {num_tokens}, got {num_scored}")
+    if use_triton(key):
+        from adakv_kernels.window_scores.kernel import window_scores_triton
+
+        slots = torch.arange(num_tokens, device=key.device) if slots is None else slots
+        return window_scores_triton(query, key, slots, scaling, reduction, num_scored)
+    tokens = key if slots is None else key[slots.long()]
+    return window_scores_reference(query, tokens, scaling, reduction)[:, :num_scored]
+
+
+def _check(query: torch.Tensor, key: torch.Tensor, slots: torch.Tensor | None, reduction: str) -> int:
+    """Raise unless the arguments fit; returns N."""
     check_shape("query", query, ("W", "HQ", "D"))
     check_shape("key", key, ("N", "H", query.shape[2]))
     check_groups(query.shape[1], key.shape[1])
@@ -43,13 +58,4 @@ def window_scores(
     num_tokens = key.shape[0] if slots is None else slots.shape[0]
     if not 1 <= query.shape[0] <= num_tokens:
         raise ValueError(f"window: expected 1 to {num_tokens} queries, got {query.shape[0]}")
-    num_scored = num_tokens if num_scored is None else num_scored
-    if not 1 <= num_scored <= num_tokens:
-        raise ValueError(f"num_scored: expected 1 to {num_tokens}, got {num_scored}")
-    if use_triton(key):
-        from adakv_kernels.window_scores.kernel import window_scores_triton
-
-        slots = torch.arange(num_tokens, device=key.device) if slots is None else slots
-        return window_scores_triton(query, key, slots, scaling, reduction, num_scored)
-    tokens = key if slots is None else key[slots.long()]
-    return window_scores_reference(query, tokens, scaling, reduction)[:, :num_scored]
+    return num_tokens
