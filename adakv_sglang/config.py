@@ -3,10 +3,26 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final, Self
+
+from adakv_sglang.checks import (
+    ConfigError,
+    Span,
+    check_alone,
+    check_choice,
+    check_flag,
+    check_integer,
+    check_keys,
+    check_list,
+    check_number,
+    checked_spans,
+    merged,
+)
+
+__all__ = ["AdaKVConfig", "ConfigError", "ContextRequest"]
 
 CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
 SCORERS: Final = (
@@ -26,10 +42,9 @@ SCORERS: Final = (
 ALLOCATORS: Final = ("adakv", "cross-layer", "ada-pyramid", "pyramid", "uniform")
 POOLINGS: Final = ("max", "mean", "none")
 REDUCTIONS: Final = ("mean", "max")
-
-
-class ConfigError(ValueError):
-    """A setting or a request option is unknown or out of range; the message says what is allowed."""
+TARGETS: Final = ("min_retained", "max_bound")
+SCORES_WINDOW: Final = ("kvzip",)  # scorers that judge the window's tokens too, so that none is kept unasked
+LADDER: Final = tuple(step / 20 for step in range(1, 20))  # keep ratios that a target chooses from
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +57,16 @@ class AdaKVConfig:
     all heads of all layers), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
     "uniform" (not at all).
     alpha: share of the budget that every head gets alike, in [0, 1]; 1 is uniform, 0 a pure ranking.
-    window: number of last tokens of the context whose queries score the others; always kept.
+    window: number of last tokens of the context whose queries score the others, and measure what is lost;
+    always kept, except by scorers that judge them like the rest (`kvzip`).
     group_reduction: how the query heads of a KV head count together, "mean" or "max" of their scores.
     pooling, kernel_size: smoothing of the scores over positions; kernel_size is odd.
     sinks: number of first tokens that every head keeps.
+    min_retained, max_bound: targets, at most one; the keep ratio is then the lowest of LADDER that meets it.
+    Retained mass, mean over layers and heads, of at least min_retained in (0, 1]; bound of no layer above max_bound.
+    report_bound: compute the bound of every layer (docs/bounds.md) also without max_bound.
     debug_checks: fill the pool's padding slot with NaN and recount the pool after every compression.
+    protect: tokens that every head keeps beside sinks and window, of one context; not a server's setting.
     """
 
     keep_ratio: float = 0.5
@@ -58,28 +78,63 @@ class AdaKVConfig:
     pooling: str = "max"
     kernel_size: int = 7
     sinks: int = 4
+    min_retained: float | None = None
+    max_bound: float | None = None
+    report_bound: bool = False
     debug_checks: bool = False
+    protect: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_number("keep_ratio", self.keep_ratio, 0.0, 1.0, exclude_low=True)
-        _check_choice("scorer", self.scorer, SCORERS)
-        _check_choice("allocator", self.allocator, ALLOCATORS)
-        _check_number("alpha", self.alpha, 0.0, 1.0)
-        _check_integer("window", self.window, 1, 1024)
-        _check_choice("group_reduction", self.group_reduction, REDUCTIONS)
-        _check_choice("pooling", self.pooling, POOLINGS)
-        _check_integer("kernel_size", self.kernel_size, 1, 101)
+        check_number("keep_ratio", self.keep_ratio, 0.0, 1.0, exclude_low=True)
+        check_choice("scorer", self.scorer, SCORERS)
+        check_choice("allocator", self.allocator, ALLOCATORS)
+        check_number("alpha", self.alpha, 0.0, 1.0)
+        check_integer("window", self.window, 1, 1024)
+        check_choice("group_reduction", self.group_reduction, REDUCTIONS)
+        check_choice("pooling", self.pooling, POOLINGS)
+        check_integer("kernel_size", self.kernel_size, 1, 101)
         if self.kernel_size % 2 == 0:
             raise ConfigError(f"kernel_size: expected an odd number, got {self.kernel_size}")
-        _check_integer("sinks", self.sinks, 0, 4096)
-        _check_flag("debug_checks", self.debug_checks)
-        for name in ("keep_ratio", "alpha"):  # 1 and 1.0 are the same setting
-            object.__setattr__(self, name, float(getattr(self, name)) + 0.0)
+        check_integer("sinks", self.sinks, 0, 4096)
+        for name, high in zip(TARGETS, (1.0, 1e9), strict=True):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0.0, high, exclude_low=True)
+        check_alone(*(name for name in TARGETS if getattr(self, name) is not None))
+        check_flag("report_bound", self.report_bound)
+        check_flag("debug_checks", self.debug_checks)
+        object.__setattr__(self, "protect", checked_spans("protect", self.protect))
+        for name in ("keep_ratio", "alpha", *TARGETS):  # 1 and 1.0 are the same setting
+            if (value := getattr(self, name)) is not None:
+                object.__setattr__(self, name, float(value) + 0.0)
+
+    @property
+    def target(self) -> dict[str, float]:
+        """The one target by its name; empty if keep_ratio decides."""
+        return {name: value for name in TARGETS if (value := getattr(self, name)) is not None}
+
+    @property
+    def wants_bound(self) -> bool:
+        """Whether the bound of every layer is to be computed."""
+        return self.report_bound or self.max_bound is not None
 
     @property
     def num_protected(self) -> int:
-        """Tokens that every head keeps: the sinks and the window."""
-        return self.sinks + self.window
+        """Tokens that every head keeps of any context: sinks and window; `count_protected` adds the spans."""
+        return self.sinks + self.kept_window
+
+    @property
+    def kept_window(self) -> int:
+        """Last tokens that every head keeps."""
+        return 0 if self.scorer in SCORES_WINDOW else self.window
+
+    def protected_spans(self, num_tokens: int) -> tuple[Span, ...]:
+        """The tokens that every head keeps of a context: sinks, `protect` and window; ascending, apart."""
+        spans = ((0, self.sinks), *self.protect, (num_tokens - self.kept_window, num_tokens))
+        return merged((max(0, start), min(end, num_tokens)) for start, end in spans)
+
+    def count_protected(self, num_tokens: int) -> int:
+        """Number of tokens in `protected_spans`."""
+        return sum(end - start for start, end in self.protected_spans(num_tokens))
 
     def num_slots(self, num_tokens: int) -> int:
         """Token slots that a context of `num_tokens` owns; a pure function, the same on every rank."""
@@ -87,25 +142,35 @@ class AdaKVConfig:
 
     def obstacle(self, num_tokens: int) -> str | None:
         """Why a context of `num_tokens` cannot be compressed with these settings, or None."""
-        if num_tokens <= self.num_protected:
+        if self.protect and self.protect[-1][1] > num_tokens:
             return (
-                f"the context has {num_tokens} tokens; expected more than {self.num_protected} "
-                f"({self.sinks} sinks + a window of {self.window}); send a longer context"
+                f"protect: expected tokens of the context, 0 to {num_tokens}, got {list(self.protect[-1])}; "
+                "protect what lies inside, or end the context later"
             )
-        slots = self.num_slots(num_tokens)
-        if slots < self.num_protected:
+        needed = max(self.num_protected, self.count_protected(num_tokens))
+        parts, advice = f"{self.sinks} sinks + a window of {self.kept_window}", "send a longer context"
+        if needed > self.num_protected:
+            parts += f" + {needed - self.num_protected} more in protect"
+            advice = "protect fewer tokens or send a longer context"
+        if num_tokens <= self.window:
+            return f"the context has {num_tokens} tokens; expected more than the window's {self.window}; {advice}"
+        if num_tokens <= needed:
+            return f"the context has {num_tokens} tokens; expected more than {needed} ({parts}); {advice}"
+        highest = replace(self, keep_ratio=LADDER[-1]) if self.target else self
+        if (slots := highest.num_slots(num_tokens)) < needed:
+            raising = "" if self.target else "raise keep_ratio or "
             return (
-                f"keep_ratio {self.keep_ratio} of {num_tokens} tokens is {slots} slots, fewer than the "
-                f"{self.num_protected} tokens always kept ({self.sinks} sinks + a window of {self.window}); "
-                "raise keep_ratio or send a longer context"
+                f"keep_ratio {highest.keep_ratio} of {num_tokens} tokens is {slots} slots, fewer than the "
+                f"{needed} tokens always kept ({parts}); {raising}{advice}"
             )
         return None
 
     @classmethod
     def from_mapping(cls, settings: Mapping[str, Any], source: str = "settings") -> Self:
         """Build from plain values; raise ConfigError on unknown keys and values out of range."""
-        _check_keys(settings, [field.name for field in fields(cls)], source)
+        check_keys(settings, [field.name for field in fields(cls) if field.name != "protect"], source)
         try:
+            check_alone(*(name for name in ("keep_ratio", *TARGETS) if settings.get(name) is not None))
             return cls(**settings)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
@@ -136,24 +201,36 @@ class ContextRequest:
     """What one request asks for in `custom_params["adakv"]`.
 
     compress: prepare the start of this prompt as a context, unless it is one already.
-    keep_ratio, scorer, allocator, alpha: override the server's settings for this context.
+    keep_ratio, min_retained, max_bound: how much is kept, one of them, instead of what the server's settings say.
+    scorer, allocator, alpha, report_bound: override the server's settings for this context.
+    protect: spans `[start, end]` of tokens that every head keeps, half open, in any order.
     context_tokens: the context ends after this many prompt tokens (default: all but the last).
     context_messages: chat only; the context ends after this many messages (default: all).
+    protect_messages: chat only; numbers of messages, from 0 on, whose tokens are to be protected.
     """
 
     compress: bool = False
     keep_ratio: float | None = None
+    min_retained: float | None = None
+    max_bound: float | None = None
     scorer: str | None = None
     allocator: str | None = None
     alpha: float | None = None
+    report_bound: bool | None = None
+    protect: Sequence[Sequence[int]] | None = None
     context_tokens: int | None = None
     context_messages: int | None = None
+    protect_messages: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
-        _check_flag("compress", self.compress)
-        for name, low in (("context_tokens", 1), ("context_messages", 1)):
+        check_flag("compress", self.compress)
+        for name in ("context_tokens", "context_messages"):
             if (value := getattr(self, name)) is not None:
-                _check_integer(name, value, low, 2**31 - 1)
+                check_integer(name, value, 1, 2**31 - 1)
+        if self.protect_messages is not None:
+            check_list("protect_messages", self.protect_messages, "numbers of messages")
+            for number in self.protect_messages:
+                check_integer("protect_messages", number, 0, 2**31 - 1)
         self.configure(AdaKVConfig())
         self._check_combination()
 
@@ -161,17 +238,16 @@ class ContextRequest:
         given = [field.name for field in fields(self) if getattr(self, field.name) not in (None, False)]
         if given and not self.compress:
             raise ConfigError(f"{', '.join(given)}: expected compress: true beside it")
-        if self.context_tokens is not None and self.context_messages is not None:
-            raise ConfigError("context_tokens, context_messages: expected one of them, got both")
+        for names in (("keep_ratio", *TARGETS), ("context_tokens", "context_messages")):
+            check_alone(*(name for name in names if name in given))
 
     def configure(self, config: AdaKVConfig) -> AdaKVConfig:
         """The server's settings with this request's overrides; raise ConfigError if out of range."""
-        overrides = {
-            name: value
-            for name in ("keep_ratio", "scorer", "allocator", "alpha")
-            if (value := getattr(self, name)) is not None
-        }
-        return replace(config, **overrides)
+        shared = {field.name for field in fields(self)} & {field.name for field in fields(config)}
+        given = {name: value for name in shared if (value := getattr(self, name)) is not None}
+        if given.keys() & {"keep_ratio", *TARGETS}:
+            given = {**dict.fromkeys(TARGETS), **given}
+        return replace(config, **given)
 
     @classmethod
     def from_custom_params(cls, custom_params: Any) -> Self | None:
@@ -182,36 +258,8 @@ class ContextRequest:
         source = 'custom_params["adakv"]'
         if not isinstance(options, Mapping):
             raise ConfigError(f"{source}: expected an object, got {type(options).__name__}")
-        _check_keys(options, [field.name for field in fields(cls)], source)
+        check_keys(options, [field.name for field in fields(cls)], source)
         try:
             return cls(**options)
         except ConfigError as error:
             raise ConfigError(f"{source}: {error}") from None
-
-
-def _check_keys(given: Mapping[str, Any], allowed: list[str], source: str) -> None:
-    if unknown := sorted(str(key) for key in given if key not in allowed):
-        raise ConfigError(f"{source}: unknown {', '.join(unknown)}; allowed: {', '.join(allowed)}")
-
-
-def _check_number(name: str, value: object, low: float, high: float, *, exclude_low: bool = False) -> None:
-    allowed = f"a number in {'(' if exclude_low else '['}{low:g}, {high:g}]"
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
-    if not low <= value <= high or (exclude_low and value == low):
-        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
-
-
-def _check_integer(name: str, value: object, low: int, high: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise ConfigError(f"{name}: expected a whole number in [{low}, {high}], got {value!r}")
-
-
-def _check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise ConfigError(f"{name}: expected true or false, got {value!r}")

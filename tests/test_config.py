@@ -8,9 +8,13 @@ from adakv_sglang import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.config import CONFIG_VARIABLE
 
 FIELDS = (
-    "keep_ratio, scorer, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, debug_checks"
+    "keep_ratio, scorer, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, min_retained, "
+    "max_bound, report_bound, debug_checks"
 )
-OPTIONS = "compress, keep_ratio, scorer, allocator, alpha, context_tokens, context_messages"
+OPTIONS = (
+    "compress, keep_ratio, min_retained, max_bound, scorer, allocator, alpha, report_bound, protect, "
+    "context_tokens, context_messages, protect_messages"
+)
 NAN = float("nan")
 GOOD = {
     "keep_ratio": [1e-9, 0.5, 1.0, 1],
@@ -20,6 +24,9 @@ GOOD = {
     "pooling": ["max", "mean", "none"],
     "kernel_size": [1, 7, 101],
     "sinks": [0, 4, 4096],
+    "min_retained": [None, 1e-9, 0.9, 1],
+    "max_bound": [None, 1e-9, 3, 1e9],
+    "report_bound": [True, False],
     "debug_checks": [True, False],
 }
 BAD = {
@@ -38,6 +45,9 @@ BAD = {
     "pooling": (["", "avg", None, 1], "one of max, mean, none"),
     "kernel_size": ([0, -1, 103, 7.0, "7", True], "a whole number in [1, 101]"),
     "sinks": ([-1, 4097, 4.0, "4", None, False], "a whole number in [0, 4096]"),
+    "min_retained": ([0, -1, 1.5, NAN, float("inf"), "x", True, []], "a number in (0, 1]"),
+    "max_bound": ([0, -1, 2e9, NAN, float("inf"), "x", True, []], "a number in (0, 1e+09]"),
+    "report_bound": ([0, 1, "true", None], "true or false"),
     "debug_checks": ([0, 1, "true", None], "true or false"),
 }
 BAD_CASES = [(name, value, allowed) for name, (values, allowed) in BAD.items() for value in values]
@@ -130,6 +140,108 @@ def test_an_obstacle_says_how_much_is_missing_and_what_to_do():
     )
 
 
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ([], ()),
+        ([[3, 9]], ((3, 9),)),
+        ([[20, 30], [3, 9]], ((3, 9), (20, 30))),
+        ([[3, 9], [9, 12], [4, 5], [20, 21], [3, 4]], ((3, 12), (20, 21))),
+        (((0, 2**31 - 1),), ((0, 2**31 - 1),)),
+        ([[i, i + 1] for i in range(0, 128, 2)], tuple((i, i + 1) for i in range(0, 128, 2))),
+    ],
+)
+def test_protected_spans_are_put_in_order_and_joined(given, kept):
+    config = ContextRequest(compress=True, protect=given).configure(AdaKVConfig())
+    assert config.protect == kept
+    assert AdaKVConfig(protect=kept) == config
+
+
+SPANS = "protect: expected [start, end], whole numbers with 0 <= start < end, got "
+
+
+@pytest.mark.parametrize(
+    ("spans", "says"),
+    [
+        *[
+            ([[1, 2], bad], f"{SPANS}{bad!r}")
+            for bad in (
+                *([5, 5], [6, 5], [-1, 5], [-5, -1], [1, 2**31]),
+                *([1.0, 5], [1, 5.0], ["1", "5"], [True, 5], [1, None]),
+                *([], [1], [1, 2, 3], 7, "ab", None, {1: 2, 3: 4}),
+            )
+        ],
+        *[
+            (bad, f"protect: expected a list of spans [start, end], got {bad!r}")
+            for bad in (3, "abc", {"a": 1}, True)
+        ],
+        ([[0, 1]] * 65, "protect: expected at most 64 spans [start, end], got 65"),
+    ],
+)
+def test_bad_spans_are_named(spans, says):
+    assert refusal(ContextRequest, compress=True, protect=spans) == says
+
+
+def test_protecting_is_a_requests_business():
+    said = refusal(AdaKVConfig.from_mapping, {"protect": [[1, 2]]}, "my file")
+    assert said == f"my file: unknown protect; allowed: {FIELDS}"
+
+
+@pytest.mark.parametrize(
+    ("spans", "protected"),
+    [
+        ([], [(0, 2), (16, 20)]),
+        ([[5, 9]], [(0, 2), (5, 9), (16, 20)]),
+        ([[1, 4], [14, 18]], [(0, 4), (14, 20)]),
+        ([[2, 16]], [(0, 20)]),
+        ([[0, 20]], [(0, 20)]),
+    ],
+)
+def test_what_every_head_keeps_is_sinks_spans_and_window(spans, protected):
+    config = AdaKVConfig(sinks=2, window=4, protect=spans)
+    assert config.protected_spans(20) == tuple(protected)
+    assert config.count_protected(20) == sum(end - start for start, end in protected)
+
+
+@pytest.mark.parametrize(
+    ("spans", "keep_ratio", "says"),
+    [
+        ([[54, 100]], 0.5, None),
+        ([[10, 24]], 0.5, None),
+        (
+            [[10, 25]],
+            0.5,
+            "keep_ratio 0.5 of 100 tokens is 50 slots, fewer than the 51 tokens always kept (4 sinks + a window "
+            "of 32 + 15 more in protect); raise keep_ratio or protect fewer tokens or send a longer context",
+        ),
+        ([[0, 4], [68, 100]], 0.36, None),
+        (
+            [[0, 100]],
+            1.0,
+            "the context has 100 tokens; expected more than 100 (4 sinks + a window of 32 + 64 more in protect); "
+            "protect fewer tokens or send a longer context",
+        ),
+        (
+            [[1, 3], [60, 101]],
+            0.5,
+            "protect: expected tokens of the context, 0 to 100, got [60, 101]; protect what lies inside, or end "
+            "the context later",
+        ),
+    ],
+)
+def test_spans_count_inside_the_slots(spans, keep_ratio, says):
+    assert AdaKVConfig(keep_ratio=keep_ratio, protect=spans).obstacle(100) == says
+
+
+def test_with_a_target_the_highest_ratio_of_the_ladder_must_hold_what_is_kept():
+    config = AdaKVConfig(keep_ratio=0.1, window=36, min_retained=0.9)
+    assert config.obstacle(41) == (
+        "keep_ratio 0.95 of 41 tokens is 39 slots, fewer than the 40 tokens always kept (4 sinks + a window of 36); "
+        "send a longer context"
+    )
+    assert config.obstacle(42) is None
+
+
 @pytest.mark.parametrize("text", [None, "", "  \n"])
 def test_without_the_variable_the_defaults_hold(monkeypatch, text):
     monkeypatch.delenv(CONFIG_VARIABLE, raising=False)
@@ -190,6 +302,11 @@ def test_requests_that_do_not_ask_for_anything_give_none(params):
         {"compress": True, "context_tokens": 1},
         {"compress": True, "context_messages": 2**31 - 1},
         {"keep_ratio": None, "context_tokens": None},
+        {"compress": True, "min_retained": 0.9, "keep_ratio": None},
+        {"compress": True, "max_bound": 2, "report_bound": False},
+        {"compress": True, "protect": [[5, 9], [1, 2]], "protect_messages": [0, 3]},
+        {"compress": True, "protect_messages": []},
+        {"report_bound": False},
     ],
 )
 def test_good_options_are_taken_over(options):
@@ -220,6 +337,29 @@ def test_good_options_are_taken_over(options):
         ],
         ({"window": 3, "Compress": True}, f"unknown Compress, window; allowed: {OPTIONS}"),
         ({"keep_ratio": 0.3, "alpha": 0.1}, "keep_ratio, alpha: expected compress: true beside it"),
+        ({"protect": [[1, 2]]}, "protect: expected compress: true beside it"),
+        *[
+            (
+                {"compress": True, **dict.fromkeys(names, 0.5)},
+                f"{', '.join(names)}: expected one of them, got both",
+            )
+            for names in (
+                ("keep_ratio", "min_retained"),
+                ("keep_ratio", "max_bound"),
+                ("min_retained", "max_bound"),
+            )
+        ],
+        *[
+            ({"compress": True, "protect_messages": bad}, f"protect_messages: {says}")
+            for bad, says in (
+                (3, "expected a list of numbers of messages, got 3"),
+                ("01", "expected a list of numbers of messages, got '01'"),
+                ([1, -1], "expected a whole number in [0, 2147483647], got -1"),
+                ([1.0], "expected a whole number in [0, 2147483647], got 1.0"),
+                ([True], "expected a whole number in [0, 2147483647], got True"),
+                ([0] * 65, "expected at most 64 numbers of messages, got 65"),
+            )
+        ],
         (
             {"compress": True, "context_tokens": 5, "context_messages": 1},
             "context_tokens, context_messages: expected one of them, got both",
@@ -240,6 +380,28 @@ def test_a_request_overrides_only_what_it_names():
     asked = ContextRequest(compress=True, keep_ratio=0.9, allocator="uniform").configure(server)
     assert asked == AdaKVConfig(keep_ratio=0.9, allocator="uniform", alpha=0.7, window=8, pooling="mean")
     assert ContextRequest(compress=True, alpha=0).configure(server).alpha == 0
+    assert ContextRequest(compress=True, report_bound=True).configure(server).report_bound
+    assert (
+        not ContextRequest(compress=True, report_bound=False)
+        .configure(AdaKVConfig(report_bound=True))
+        .report_bound
+    )
+
+
+@pytest.mark.parametrize("server", [{}, {"min_retained": 0.7}, {"max_bound": 3.0}])
+def test_a_request_says_how_much_is_kept_whatever_the_server_says(server):
+    config = AdaKVConfig(**server)
+    for asked in ({"min_retained": 0.5}, {"max_bound": 9.0}):
+        assert ContextRequest(compress=True, **asked).configure(config).target == asked
+    ratio = ContextRequest(compress=True, keep_ratio=0.9).configure(config)
+    assert (ratio.keep_ratio, ratio.target) == (0.9, {})
+    assert ContextRequest(compress=True, alpha=0.5).configure(config).target == server
+
+
+@pytest.mark.parametrize("names", [("keep_ratio", "min_retained"), ("min_retained", "max_bound")])
+def test_a_server_has_one_way_to_say_how_much_is_kept(names):
+    said = refusal(AdaKVConfig.from_mapping, dict.fromkeys(names, 0.5), "my file")
+    assert said == f"my file: {', '.join(names)}: expected one of them, got both"
 
 
 def test_the_variable_is_read_again_at_every_call(monkeypatch):
@@ -264,3 +426,10 @@ def test_a_configuration_file_may_start_with_a_byte_order_mark(monkeypatch, tmp_
     path.write_bytes(b'\xef\xbb\xbf{"sinks": 2}')
     monkeypatch.setenv("ADAKV_SGLANG_CONFIG", str(path))
     assert AdaKVConfig.from_environment().sinks == 2
+
+
+def test_a_scorer_that_judges_the_last_tokens_leaves_them_to_the_budget():
+    config = AdaKVConfig(scorer="kvzip", keep_ratio=0.02)
+    assert config.protected_spans(1000) == ((0, 4),) and config.obstacle(1000) is None
+    assert AdaKVConfig(scorer="keydiff").protected_spans(1000) == ((0, 4), (968, 1000))
+    assert "expected more than the window's 32" in config.obstacle(32)

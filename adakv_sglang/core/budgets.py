@@ -7,6 +7,7 @@ from typing import Final
 import torch
 
 from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.protection import candidates
 from adakv_sglang.core.ranking import top_first
 from adakv_sglang.core.types import HeadBudgets, Scores
 
@@ -32,13 +33,15 @@ def allocate(
 def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> HeadBudgets:
     """Distribute one layer's `num_slots` per head over its heads.
 
-    Every head keeps the sinks and the window; the allocator named in `config` divides the rest.
+    Every head keeps the protected tokens; the allocator named in `config` divides the rest.
     The sum is exactly `H * num_slots`. Raises ValueError if `num_slots` cannot hold the protected
     tokens or exceeds the number of tokens.
     """
-    free = _free_slots(scores.value.shape[1], num_slots, config)
-    counts = ALLOCATORS[config.allocator](_candidates(scores, config), free, config)
-    return HeadBudgets(scores.layer, tuple(config.num_protected + count for count in counts))
+    num_tokens = scores.value.shape[1]
+    free = _free_slots(num_tokens, num_slots, config)
+    counts = ALLOCATORS[config.allocator](candidates(scores.value, config), free, config)
+    protected = config.count_protected(num_tokens)
+    return HeadBudgets(scores.layer, tuple(protected + count for count in counts))
 
 
 def pyramid_slots(num_layers: int, num_tokens: int, num_slots: int, config: AdaKVConfig) -> list[int]:
@@ -48,24 +51,24 @@ def pyramid_slots(num_layers: int, num_tokens: int, num_slots: int, config: AdaK
     the first layer keeps everything. Source: PyramidKV, arXiv 2406.02069, section 3.2, with its beta of 20.
     Raises ValueError if `num_slots` cannot hold the protected tokens or exceeds the number of tokens.
     """
-    free = _free_slots(num_tokens, num_slots, config)
-    most = min(Fraction(num_tokens - config.num_protected), 2 * free - Fraction(free, PYRAMID_BETA))
+    free, protected = _free_slots(num_tokens, num_slots, config), config.count_protected(num_tokens)
+    most = min(Fraction(num_tokens - protected), 2 * free - Fraction(free, PYRAMID_BETA))
     step = (2 * most - 2 * free) / max(1, num_layers - 1)
     shares = [most - layer * step if num_layers > 1 else Fraction(free) for layer in range(num_layers)]
-    return [config.num_protected + count for count in largest_remainder(shares)]
+    return [protected + count for count in largest_remainder(shares)]
 
 
 def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVConfig) -> list[HeadBudgets]:
     """Ada-KV with the heads of all layers in one ranking: budgets move between layers as between heads.
 
-    Every head keeps sinks, window and the safeguard's share as in `adakv_budgets`. The sum over all layers is
+    Every head keeps the protected tokens and the safeguard's share as in `adakv_budgets`. The sum over all layers is
     exactly `L * H * num_slots`. Scores must be comparable between layers: attention and cosines are.
     Source: one ranking over layers and heads as in KVzip (arXiv 2505.23416), with Ada-KV's safeguard.
     """
     num_heads, num_tokens = layers[0].value.shape
-    protected = config.num_protected
-    candidates = torch.cat([_candidates(scores, config) for scores in layers])  # [L * H, n]
-    free = adakv_budgets(candidates, _free_slots(num_tokens, num_slots, config), config)
+    protected = config.count_protected(num_tokens)
+    values = torch.cat([candidates(scores.value, config) for scores in layers])  # [L * H, n]
+    free = adakv_budgets(values, _free_slots(num_tokens, num_slots, config), config)
     return [
         HeadBudgets(
             scores.layer, tuple(protected + count for count in free[i * num_heads : (i + 1) * num_heads])
@@ -83,15 +86,10 @@ def _layer_slots(num_layers: int, num_tokens: int, num_slots: int, config: AdaKV
 
 def _free_slots(num_tokens: int, num_slots: int, config: AdaKVConfig) -> int:
     """Slots per head beside the protected tokens."""
-    protected = config.num_protected
+    protected = config.count_protected(num_tokens)
     if not protected <= num_slots <= num_tokens:
         raise ValueError(f"num_slots: expected {protected} to {num_tokens}, got {num_slots}")
     return num_slots - protected
-
-
-def _candidates(scores: Scores, config: AdaKVConfig) -> torch.Tensor:
-    """Values of the tokens that are not kept in any case, `[H, n]`."""
-    return scores.value[:, config.sinks : scores.value.shape[1] - config.window]
 
 
 def adakv_budgets(candidates: torch.Tensor, budget: int, config: AdaKVConfig) -> list[int]:

@@ -44,6 +44,7 @@ class ContextKey:
         digest.update(
             repr((config.kernel_size, config.sinks, config.group_reduction, config.scorer)).encode()
         )
+        digest.update(repr((config.min_retained, config.max_bound, config.protect)).encode())
         digest.update(self.tokens)
         return digest.hexdigest()[:24]
 

@@ -1,28 +1,34 @@
 """The story in one page: how a context is compressed."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 
 from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.bounds import loss_rate
 from adakv_sglang.core.budgets import allocate
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.core.pages import compact_, lay_out_pages, plan_compaction
 from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import LayerInputs, QuerySample, score_layer
 from adakv_sglang.core.selection import select_tokens
-from adakv_sglang.core.types import CompressedPrefix, WindowQueries
+from adakv_sglang.core.types import CompressedPrefix, Scores, WindowQueries
 
 
 @dataclass(frozen=True, slots=True)
 class ScorerExtras:
-    """What only some scorers read, by layer; see `LayerInputs`. None where it cannot be had."""
+    """What only some scorers read, by layer; see `LayerInputs`. None where it cannot be had.
+
+    is_projection_whole: whether `output_weight` is all that the attention's output goes through, as the bound
+    takes it to be; False under an adapter.
+    """
 
     rotary: Rotary | None = None
     output_weight: Callable[[int], torch.Tensor | None] = lambda _layer: None
     gathered: Callable[[int], torch.Tensor] | None = None
+    is_projection_whole: bool = True
 
 
 NO_EXTRAS: Final = ScorerExtras()
@@ -38,11 +44,27 @@ def compress_prefix(
 ) -> CompressedPrefix:
     """Copy what each head needs of a context into fewer token slots of the same pool, in place.
 
+    The two steps below at once. owned_slots: int64 `[B]`, disjoint from `source_slots`; every layer's heads share
+    them. Raises ValueError as `score_prefix` does, before anything is written.
+    """
+    scored = score_prefix(queries, pool, source_slots, config, extras)
+    return compact_scored(scored, pool, source_slots, owned_slots, config)
+
+
+def score_prefix(
+    queries: WindowQueries,
+    pool: LanePool,
+    source_slots: torch.Tensor,
+    config: AdaKVConfig,
+    extras: ScorerExtras = NO_EXTRAS,
+) -> Iterator[Scores]:
+    """Score a context, one layer whenever the next is asked for; with the loss rate if the settings want bounds.
+
     queries: of the context's last tokens, the window's and maybe some before it, which serve as a sample of all.
-    source_slots: int64 `[N]`, where the plain context lies;
-    read only. owned_slots: int64 `[B]`, disjoint from them; every layer's heads share them.
-    Raises ValueError if the queries are not one window for every layer of the pool, or if the scorer reads
-    something that `extras` lack.
+    source_slots: int64 `[N]`, where the plain context lies; read only. Whoever holds all layers at once, for a
+    target or an allocator that ranks them together, holds 8 bytes per layer, head and token, 12 with weights.
+    Raises ValueError if the queries are not one window for every layer of the pool, or, with the first layer, if
+    the scorer or the target reads something that `extras` lack.
     """
     num_layers, count = pool.geometry.num_layers, queries.query.shape[1]
     if len(queries.query) != num_layers or len(queries.scaling) != num_layers or count < config.window:
@@ -51,20 +73,45 @@ def compress_prefix(
             f"got {list(queries.query.shape)}"
         )
     inputs = (_inputs(layer, queries, pool, source_slots, config, extras) for layer in range(num_layers))
-    scored = (score_layer(layer_inputs, config) for layer_inputs in inputs)
+    return (_score(each, config, extras) for each in inputs)
+
+
+def compact_scored(
+    scored: Iterable[Scores],
+    pool: LanePool,
+    source_slots: torch.Tensor,
+    owned_slots: torch.Tensor,
+    config: AdaKVConfig,
+) -> CompressedPrefix:
+    """Divide `owned_slots` over the heads by their scores, choose each head's tokens, and copy them, in place."""
+    num_layers = pool.geometry.num_layers
     kept = [
         select_tokens(scores, budgets, config)
-        for scores, budgets in allocate(scored, pool.geometry.num_layers, owned_slots.numel(), config)
+        for scores, budgets in allocate(scored, num_layers, owned_slots.numel(), config)
     ]
     pages = lay_out_pages(kept, owned_slots, pool.geometry)
     compact_(pool, plan_compaction(kept, source_slots, pages, pool.geometry))
+    bounds = [layer.bound for layer in kept if layer.bound is not None]
     return CompressedPrefix(
         num_tokens=source_slots.numel(),
         num_slots=owned_slots.numel(),
         pages=pages,
         head_budgets=tuple(tuple(torch.tensor(layer.indptr).diff().tolist()) for layer in kept),
         retained_mass=tuple(tuple(layer.retained_mass.tolist()) for layer in kept),
+        bound=tuple(bounds) if len(bounds) == num_layers else None,
     )
+
+
+def _score(inputs: LayerInputs, config: AdaKVConfig, extras: ScorerExtras) -> Scores:
+    """One layer's scores, with the loss rate if it is wanted and can be had."""
+    has_bound = inputs.output_weight is not None and extras.is_projection_whole
+    if config.max_bound is not None and not has_bound:
+        raise ValueError(
+            f"max_bound: expected a plain output projection in layer {inputs.layer}, got one that is quantised, "
+            "adapted (LoRA) or not found; use min_retained or keep_ratio"
+        )
+    scores = score_layer(inputs, config)
+    return replace(scores, loss_rate=loss_rate(inputs)) if config.wants_bound and has_bound else scores
 
 
 def _inputs(

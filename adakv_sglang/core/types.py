@@ -27,17 +27,20 @@ class Scores:
     that the window pays to the token (rows sum to 1), the measure of what is lost.
     weight: float32 `[H, N]`, factor on the values (then all >= 0) in the second half of every budget, or None:
     one ranking by value.
+    loss_rate: how far, in L1, the layer's output can move per unit of mass that a head drops (core/bounds.py), or
+    None: not asked for, or not known.
     """
 
     layer: int
     value: torch.Tensor
     mass: torch.Tensor
     weight: torch.Tensor | None = None
+    loss_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class HeadBudgets:
-    """Number of tokens that each KV head of one layer keeps, sinks and window included."""
+    """Number of tokens that each KV head of one layer keeps, the protected ones included."""
 
     layer: int
     tokens: tuple[int, ...]
@@ -54,12 +57,14 @@ class KeptTokens:
 
     index: int64 `[total]`, ascending within a head. indptr: `H + 1` bounds.
     retained_mass: float32 `[H]`, share of the window's attention that falls on kept tokens.
+    bound: on the L1 change of the layer's output (docs/bounds.md), None without a loss rate.
     """
 
     layer: int
     indptr: tuple[int, ...]
     index: torch.Tensor
     retained_mass: torch.Tensor
+    bound: float | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -95,6 +100,7 @@ class CompressedPrefix:
     """A compressed context's storage and what was measured while making it.
 
     head_budgets: tokens kept, per layer and head. retained_mass: per layer and head, in [0, 1].
+    bound: per layer, on the L1 change of its output (docs/bounds.md); None if it was not computed.
     """
 
     num_tokens: int
@@ -102,9 +108,15 @@ class CompressedPrefix:
     pages: PageLists
     head_budgets: tuple[tuple[int, ...], ...]
     retained_mass: tuple[tuple[float, ...], ...]
+    bound: tuple[float, ...] | None = None
 
     @property
     def mean_retained_mass(self) -> float:
         """Mean over layers and heads."""
         values = [mass for layer in self.retained_mass for mass in layer]
         return sum(values) / len(values)
+
+    @property
+    def retained_mass_per_layer(self) -> tuple[float, ...]:
+        """Mean over the heads of each layer."""
+        return tuple(sum(layer) / len(layer) for layer in self.retained_mass)

@@ -1,25 +1,30 @@
 """Carries out one order: from the plain path in the tree to a published context, or a reason why not."""
 
 import logging
+import math
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from dataclasses import replace
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
+from adakv_sglang.config import LADDER, AdaKVConfig
 from adakv_sglang.core.contexts import Context, ContextKey
-from adakv_sglang.core.pipeline import ScorerExtras, compress_prefix
-from adakv_sglang.core.types import CompressedPrefix
+from adakv_sglang.core.pipeline import ScorerExtras, compact_scored, score_prefix
+from adakv_sglang.core.targets import agreed_step, at_step, first_step
+from adakv_sglang.core.types import CompressedPrefix, Scores
 from adakv_sglang.integration.request_state import PrepareOrder
 
 if TYPE_CHECKING:
     from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 
 logger = logging.getLogger(__name__)
+Result = TypeVar("Result")
 
 
 class Refusal(Exception):
@@ -54,19 +59,27 @@ class Compressor:
         return context
 
     def _compress(self, order: PrepareOrder, source: torch.Tensor) -> Context:
-        slots = self._allocate(order.config.num_slots(order.key.num_tokens), order.key.num_tokens)
-        prefix, failure = self._attempt(order, source, slots)
+        config, held = order.config, None
+        if config.target:
+            config, held = self._meet_target(order, source)
+        slots = self._allocate(config.num_slots(order.key.num_tokens), order.key.num_tokens)
+
+        def fill() -> CompressedPrefix:
+            scored: Iterable[Scores] = self._score(order, source) if held is None else held
+            return compact_scored(scored, self._tree.pool, source, slots, config)
+
+        prefix, failure = self._attempt(order, fill)
         if not self._tree.agree(prefix is not None) or prefix is None:
             self._allocator.free(slots)
-            raise Refusal(f"compression failed ({failure or 'on another rank'}); the exact cache is used")
+            raise _failed(failure)
         contexts = self._tree.contexts
         context = Context(
             context_id=order.key.context_id(order.config),
             handle=contexts.free_handle(),
             key=order.key,
-            config=order.config,
+            config=config,
             slots=slots,
-            prefix=prefix,
+            prefix=self._with_whole_bounds(prefix, config),
         )
         contexts.publish(context)  # before the insertion: the ledger asks for it there
         placeholders = torch.zeros_like(source)
@@ -74,23 +87,58 @@ class Compressor:
         self._tree.insert(InsertParams(key=key, value=placeholders))
         return context
 
-    def _attempt(
-        self, order: PrepareOrder, source: torch.Tensor, slots: torch.Tensor
-    ) -> tuple[CompressedPrefix | None, str]:
-        """Everything that may fail on one rank alone; whatever it is, the exact cache stays in use."""
+    def _meet_target(
+        self, order: PrepareOrder, source: torch.Tensor
+    ) -> tuple[AdaKVConfig, tuple[Scores, ...]]:
+        """The settings with the lowest keep ratio that meets the target on every rank, and all layers' scores."""
+        num_ranks = round(self._tree.add_up([1.0])[0])
+        scored, failure = self._attempt(order, lambda: tuple(self._score(order, source)))
+        failures = [failure]
+
+        def first(start: int) -> int:
+            if scored is None:
+                return len(LADDER)
+            step, failure = self._attempt(order, lambda: first_step(scored, order.config, start, num_ranks))
+            failures.append(failure)
+            return len(LADDER) if step is None else step
+
+        step = agreed_step(first, self._tree.agree_most)
+        if not self._tree.agree(not any(failures)) or scored is None:
+            raise _failed("; ".join(filter(None, failures)))
+        if step == len(LADDER):
+            (name, value), *_ = order.config.target.items()
+            raise Refusal(
+                f"{name} {value:g}: no keep ratio up to {LADDER[-1]} meets it; the exact cache is used; ask for "
+                "less, or give keep_ratio"
+            )
+        return at_step(order.config, step), scored
+
+    def _with_whole_bounds(self, prefix: CompressedPrefix, config: AdaKVConfig) -> CompressedPrefix:
+        """A layer's output is the sum over the ranks of what their heads give, and so is its bound."""
+        if not config.wants_bound:
+            return prefix
+        unknown = (math.inf,) * len(prefix.head_budgets)
+        bound = self._tree.add_up(prefix.bound or unknown)
+        return replace(prefix, bound=tuple(bound) if all(map(math.isfinite, bound)) else None)
+
+    def _attempt(self, order: PrepareOrder, work: Callable[[], Result]) -> tuple[Result | None, str]:
+        """Anything that may fail on one rank alone; whatever it is, the exact cache stays in use."""
         try:
             with self._on_forward_stream():
-                queries, extras = order.window.queries(), self._extras(order)
-                return compress_prefix(queries, self._tree.pool, source, slots, order.config, extras), ""
+                return work(), ""
         except Exception as error:
             logger.exception("compressing a context of %d tokens failed", order.key.num_tokens)
             return None, f"{type(error).__name__}: {error}"
 
-    def _extras(self, order: PrepareOrder) -> ScorerExtras:
+    def _score(self, order: PrepareOrder, source: torch.Tensor) -> Iterator[Scores]:
         parts, gatherer = self._tree.model_parts, order.reconstruction or order.gatherer
-        return ScorerExtras(
-            parts.rotary, parts.output_weight, gatherer.result if gatherer is not None else None
+        extras = ScorerExtras(
+            parts.rotary,
+            parts.output_weight,
+            gatherer.result if gatherer is not None else None,
+            is_projection_whole=order.lora_id is None,
         )
+        return score_prefix(order.window.queries(), self._tree.pool, source, order.config, extras)
 
     @contextmanager
     def _on_forward_stream(self) -> Iterator[None]:
@@ -122,6 +170,10 @@ class Compressor:
             )
         allocated: torch.Tensor = slots.clone()  # the allocator's answer is a view of its whole free list
         return allocated
+
+
+def _failed(why: str) -> Refusal:
+    return Refusal(f"compression failed ({why or 'on another rank'}); the exact cache is used")
 
 
 def _radix_key(key: ContextKey, extra_key: str | None) -> RadixKey:

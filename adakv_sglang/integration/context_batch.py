@@ -64,7 +64,7 @@ class ContextBatch:
             return self._shift
         groups: dict[Context, list[torch.Tensor]] = {}
         rows = torch.arange(sum(counts), dtype=torch.int32)
-        for context, own in zip(contexts, rows.split(counts), strict=True):
+        for context, own in zip(contexts, torch.split(rows, counts), strict=True):
             if context is not None:
                 groups.setdefault(context, []).append(own)
         entries = [(context.prefix.pages.indptr, context.prefix.pages.lanes) for context in groups]

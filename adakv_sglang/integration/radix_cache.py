@@ -1,6 +1,6 @@
 """SGLang's unified radix cache, extended by compressed contexts. The tree decides, core computes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -134,6 +134,18 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         flag = torch.tensor(int(succeeded))
         self._all_reduce_attn_groups(flag, torch.distributed.ReduceOp.MIN)
         return bool(flag.item())
+
+    def agree_most(self, number: int) -> int:
+        """The largest of all attention ranks' numbers."""
+        largest = torch.tensor(number)
+        self._all_reduce_attn_groups(largest, torch.distributed.ReduceOp.MAX)
+        return int(largest.item())
+
+    def add_up(self, numbers: Sequence[float]) -> list[float]:
+        """The sums over all attention ranks; as many numbers on each."""
+        sums = torch.tensor(numbers, dtype=torch.float64)
+        self._all_reduce_attn_groups(sums, torch.distributed.ReduceOp.SUM)
+        return [float(each) for each in sums]
 
     def finish_repeated(self, state: RequestState) -> None:
         """The model has repeated this request's context: compress it."""

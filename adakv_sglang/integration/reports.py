@@ -14,8 +14,13 @@ def report(state: RequestState) -> dict[str, Any] | None:
     """What `meta_info["adakv"]` says about a request; None if contexts had no part in it."""
     if state.made is not None:
         prefix = state.made.prefix
-        details = {"head_budgets": prefix.head_budgets, "retained_mass_per_head": prefix.retained_mass}
-        return {**describe(state.made), "prepared": True, **details}
+        details = {
+            "head_budgets": prefix.head_budgets,
+            "retained_mass_per_head": prefix.retained_mass,
+            "retained_mass_per_layer": prefix.retained_mass_per_layer,
+        }
+        bound = {"bound": prefix.bound} if state.made.config.wants_bound else {}
+        return {**describe(state.made), "prepared": True, **details, **bound}
     reason = state.refusal
     if state.order is not None or (state.wanted is not None and state.context is None):
         reason = "the request ended before its whole context was in the cache"
@@ -38,6 +43,7 @@ def describe(context: Context) -> dict[str, Any]:
         "scorer": context.config.scorer,
         "allocator": context.config.allocator,
         "retained_mass": prefix.mean_retained_mass,
+        **({"target": target} if (target := context.config.target) else {}),
     }
 
 

@@ -89,6 +89,8 @@ class RequestRouter:
             return "only text prompts can be contexts: no beams, sessions, embeddings or other modalities"
         if wish.context_messages is not None:
             return "context_messages: only requests to /v1/chat/completions have messages; use context_tokens"
+        if wish.protect_messages is not None:
+            return "protect_messages: only requests to /v1/chat/completions have messages; use protect"
         config = wish.configure(self._config)
         longest = len(req.origin_input_ids) - 1  # SGLang needs one token to run
         num_tokens = longest if wish.context_tokens is None else wish.context_tokens

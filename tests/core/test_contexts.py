@@ -77,11 +77,22 @@ def test_a_contexts_id_depends_on_its_tokens_namespace_and_settings_alone():
         {"scorer": "snapkv"},
         {"kernel_size": 5},
         {"sinks": 0},
+        {"min_retained": 0.5},
+        {"max_bound": 0.5},
+        {"min_retained": 0.25},
+        {"protect": [[3, 5]]},
+        {"protect": [[3, 5], [6, 7]]},
     ]
     ids |= {key(1, 2).context_id(AdaKVConfig(**change)) for change in changes}
     assert len(ids) == 3 + len(changes)
     assert key(1, 2).context_id(AdaKVConfig(debug_checks=True)) == key(1, 2).context_id(CONFIG)
-    assert key(1, 2).context_id(CONFIG) == "2afb6267627d5ff92a732a5c"
+    assert key(1, 2).context_id(AdaKVConfig(report_bound=True)) == key(1, 2).context_id(CONFIG)
+    assert key(1, 2).context_id(CONFIG) == "d74234bde82e73457300215a"
+
+
+def test_the_same_protected_tokens_make_the_same_id_however_they_are_listed():
+    ways = ([[3, 9]], [[5, 9], [3, 6]], [[3, 5], [5, 9], [4, 8]])
+    assert len({key(1, 2).context_id(AdaKVConfig(protect=spans)) for spans in ways}) == 1
 
 
 def test_a_namespace_names_the_base_key_and_the_context():

@@ -5,6 +5,7 @@ and its hidden states, we the queries, keys and values that come of them. Where 
 way, it is told to protect those that we do.
 """
 
+import importlib
 from dataclasses import dataclass, replace
 
 import pytest
@@ -161,7 +162,7 @@ def test_critical_values_are_snapkv_and_its_weights_the_norms_of_kvpress():
 def test_the_norms_of_a_long_context_are_those_of_its_parts(monkeypatch):
     given = layer(150)
     whole = given.score(CRITICAL, output_weight=given.output_weight).weight
-    monkeypatch.setattr("adakv_sglang.core.scorers.critical.ROOM", 40 * GROUP * HIDDEN)
+    monkeypatch.setattr(importlib.import_module("adakv_kernels.value_norms.reference"), "PART", 40)
     assert_close("weights", given.score(CRITICAL, output_weight=given.output_weight).weight, whole, 1e-6)
 
 

@@ -38,6 +38,8 @@ def test_preparing_frees_exactly_n_minus_b_slots(adakv, workload):
         ({"compress": True, "keep_ratio": "x"}, "keep_ratio: expected a number in (0, 1], got 'x'"),
         ({"compress": "yes"}, "compress: expected true or false"),
         ({"compres": True}, "unknown compres; allowed: compress, keep_ratio"),
+        ({"compress": True, "protect": [[4, 4]]}, "whole numbers with 0 <= start < end, got [4, 4]"),
+        ({"compress": True, "keep_ratio": 0.3, "min_retained": 0.9}, "expected one of them, got both"),
         ("compress", "expected an object, got str"),
     ],
     ids=str,
@@ -54,6 +56,27 @@ def test_a_prompt_shorter_than_the_window_is_served_and_told_so(adakv):
     report = answer["meta_info"]["adakv"]
     assert report["compressed"] is False
     assert "expected more than 36 (4 sinks + a window of 32)" in report["reason"]
+
+
+def test_a_target_and_a_bound_on_a_real_model(adakv, workload):
+    """The pool is recounted after every compression."""
+    document = workload.documents[0]
+
+    def prepare(**wish):
+        answer = adakv.generate([*document, 1], 1, adakv={"compress": True, "scorer": "snapkv", **wish})
+        return answer["meta_info"]["adakv"]
+
+    retained = prepare(min_retained=0.9, report_bound=True)
+    assert retained["target"] == {"min_retained": 0.9} and retained["retained_mass"] >= 0.9
+    assert 0.05 <= retained["keep_ratio"] < 0.95
+    assert retained["owned_slots"] == round(retained["keep_ratio"] * len(document))
+    assert len(retained["bound"]) == len(retained["retained_mass_per_layer"]) == 30
+    bounded = prepare(max_bound=max(retained["bound"]) / 2)
+    assert max(bounded["bound"]) <= max(retained["bound"]) / 2
+    assert bounded["keep_ratio"] > retained["keep_ratio"]
+    assert "no keep ratio up to 0.95 meets it" in prepare(min_retained=1)["reason"]
+    info = workload.ask(adakv, workload.prompts[0], 4)["meta_info"]
+    assert info["cached_tokens"] == len(document) and info["adakv"]["target"] == bounded["target"]
 
 
 def test_an_aborted_preparation_leaves_the_pool_clean(adakv, workload):
@@ -148,6 +171,18 @@ def test_chat_prepares_up_to_the_message_that_the_request_names(adakv, workload,
     used = chat(adakv, second)
     assert used["adakv"]["context_id"] == prepared["context_id"]
     assert used["cached_tokens"] >= prepared["logical_tokens"]
+
+
+def test_chat_protects_the_messages_that_the_request_names(adakv, workload):
+    system = {"role": "system", "content": workload.tokenizer.decode(workload.documents[0][:100])}
+    document = {"role": "user", "content": workload.tokenizer.decode(workload.documents[1])}
+    wish = {"compress": True, "keep_ratio": RATIO, "context_messages": 2}
+    free = chat(adakv, [system, document], wish)["adakv"]
+    kept = chat(adakv, [system, document], {**wish, "protect_messages": [0]})["adakv"]
+    assert kept["context_id"] != free["context_id"] and kept["owned_slots"] == free["owned_slots"]
+    assert min(map(min, kept["head_budgets"])) >= 100 + 32 > min(map(min, free["head_budgets"]))
+    too_much = chat(adakv, [system, document], {**wish, "protect_messages": [1]})["adakv"]
+    assert "more in protect); raise keep_ratio or protect fewer tokens" in too_much["reason"]
 
 
 def test_chat_prepares_all_messages_by_default(adakv, workload):

@@ -19,6 +19,24 @@ def test_two_ranks_give_the_tokens_of_one_at_keep_ratio_1(stock_answers, servers
     assert all(answer["meta_info"]["cached_tokens"] >= 600 for answer in answers)
 
 
+@pytest.mark.parametrize("wish", [{"min_retained": 0.9}, {"max_bound": 2000.0}], ids=str)
+def test_two_ranks_agree_on_what_a_target_takes(servers, workload, wish):
+    """Each sees other heads; ranks that differed would hold other slots, which SGLang's checker would notice."""
+    server = servers.get(*OPTIONS, environment=BINDING)
+    server.call("/flush_cache", {})
+    reports = workload.prepare(server, scorer="snapkv", report_bound=True, **wish)
+    assert [report["target"] for report in reports] == [wish, wish]
+    for report in reports:
+        assert report["owned_slots"] == round(report["keep_ratio"] * 600) < 600
+        assert report["retained_mass"] >= wish.get("min_retained", 0)
+        assert max(report["bound"]) <= wish.get("max_bound", float("inf"))
+    answers = workload.ask_all(server, [workload.prompts[i] for i in PICKED], max_new_tokens=8)
+    assert all(answer["meta_info"]["cached_tokens"] == 600 for answer in answers)
+    pool = server.state()["pool"]
+    assert pool["held"] == 0 and pool["protected"] == 0
+    assert server.is_alive
+
+
 def test_two_ranks_keep_their_ledgers_alike_at_keep_ratio_0_3(servers, workload):
     server = servers.get(*OPTIONS, environment=BINDING)
     server.call("/flush_cache", {})

@@ -12,8 +12,7 @@ def value_norms(value: torch.Tensor, weight: torch.Tensor, *, slots: torch.Tenso
 
     value: `[rows, H, D]`, of which the rows `slots` (int32 or int64 `[N]`) are the tokens in order. weight:
     `[HQ, D, M]`, any strides; query head q reads KV head q // (HQ / H). Returns float32 `[HQ, N]`.
-    Products are added up in float32 (float32 inputs are rounded to TF32 first on CUDA); nothing of size N x M is
-    ever in memory there. Raises ValueError or TypeError for arguments that do not fit.
+    Products are added up in float32, nothing rounded before; on CUDA nothing of size N x M is ever in memory. Raises ValueError or TypeError for arguments that do not fit.
     Source: CriticalKV, arXiv 2502.03805, and the constant C of Ada-KV's bound, arXiv 2407.11550, theorem 3.1.
     """
     check_shape("value", value, ("rows", "H", "D"))

@@ -28,7 +28,7 @@ def value_norms_kernel(
         o_m = i_m + tl.arange(0, COLUMNS)
         m = m_d[:, None] & (o_m < columns)[None, :]
         b_w = tl.load(p_w + o_m[None, :].to(tl.int64) * stride_wm, mask=m, other=0.0)
-        b_norm += tl.sum(tl.abs(tl.dot(b_v, b_w)), 1)
+        b_norm += tl.sum(tl.abs(tl.dot(b_v, b_w, input_precision="ieee")), 1)
     tl.store(p_out + i_q.to(tl.int64) * num_tokens + o_n, b_norm, mask=m_n)
 
 

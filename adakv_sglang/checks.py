@@ -1,0 +1,84 @@
+"""Checks of plain values from outside, all in the same words: what was expected, what was got."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+MAX_LISTED: Final = 64  # spans, and messages, that a request may protect
+
+Span = tuple[int, int]  # tokens from the first up to, not including, the second
+
+
+class ConfigError(ValueError):
+    """A setting or a request option is unknown or out of range; the message says what is allowed."""
+
+
+def check_keys(given: Mapping[str, Any], allowed: list[str], source: str) -> None:
+    """Nothing beside `allowed`; this and all others raise ConfigError."""
+    if unknown := sorted(str(key) for key in given if key not in allowed):
+        raise ConfigError(f"{source}: unknown {', '.join(unknown)}; allowed: {', '.join(allowed)}")
+
+
+def check_number(name: str, value: object, low: float, high: float, *, exclude_low: bool = False) -> None:
+    """A number in [low, high], or in (low, high]."""
+    allowed = f"a number in {'(' if exclude_low else '['}{low:g}, {high:g}]"
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+    if not low <= value <= high or (exclude_low and value == low):
+        raise ConfigError(f"{name}: expected {allowed}, got {value!r}")
+
+
+def check_integer(name: str, value: object, low: int, high: int) -> None:
+    """A whole number in [low, high]."""
+    if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
+        raise ConfigError(f"{name}: expected a whole number in [{low}, {high}], got {value!r}")
+
+
+def check_choice(name: str, value: object, allowed: tuple[str, ...]) -> None:
+    """One of `allowed`."""
+    if value not in allowed:
+        raise ConfigError(f"{name}: expected one of {', '.join(allowed)}, got {value!r}")
+
+
+def check_flag(name: str, value: object) -> None:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name}: expected true or false, got {value!r}")
+
+
+def check_alone(*given: str) -> None:
+    """At most one of the settings that exclude each other; these were given."""
+    if len(given) > 1:
+        raise ConfigError(
+            f"{', '.join(given)}: expected one of them, got {'both' if len(given) == 2 else 'all'}"
+        )
+
+
+def check_list(name: str, value: object, items: str) -> None:
+    """A list of at most MAX_LISTED things, named `items`."""
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"{name}: expected a list of {items}, got {value!r}")
+    if len(value) > MAX_LISTED:
+        raise ConfigError(f"{name}: expected at most {MAX_LISTED} {items}, got {len(value)}")
+
+
+def checked_spans(name: str, value: Any) -> tuple[Span, ...]:
+    """A list of spans; returns them ascending, those that touch or overlap as one."""
+    check_list(name, value, "spans [start, end]")
+    for span in value:
+        pair = isinstance(span, list | tuple) and len(span) == 2 and {type(bound) for bound in span} == {int}
+        if not pair or not 0 <= span[0] < span[1] < 2**31:
+            raise ConfigError(
+                f"{name}: expected [start, end], whole numbers with 0 <= start < end, got {span!r}"
+            )
+    return merged((start, end) for start, end in value)
+
+
+def merged(spans: Iterable[Span]) -> tuple[Span, ...]:
+    """The same tokens in ascending spans that neither touch nor overlap nor are empty."""
+    apart: list[Span] = []
+    for start, end in sorted(span for span in spans if span[0] < span[1]):
+        if apart and start <= apart[-1][1]:
+            start, last = apart.pop()
+            end = max(last, end)
+        apart.append((start, end))
+    return tuple(apart)
