@@ -8,7 +8,7 @@ import torch
 
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.protection import candidates
-from adakv_sglang.core.ranking import top_first
+from adakv_sglang.core.ranking import count_first
 from adakv_sglang.core.types import HeadBudgets, Scores
 
 
@@ -100,9 +100,8 @@ def adakv_budgets(candidates: torch.Tensor, budget: int, config: AdaKVConfig) ->
     budget, `(1 - alpha) * count + alpha * budget`, as in the authors' code, and made integers
     that sum to exactly `H * budget`. No head gets more than n: both parts are at most n.
     """
-    num_heads, num_candidates = candidates.shape
-    chosen = top_first(candidates.flatten(), num_heads * budget)
-    counts = torch.bincount(chosen // max(num_candidates, 1), minlength=num_heads).tolist()
+    num_heads = candidates.shape[0]
+    counts = count_first(candidates, num_heads * budget)
     alpha = Fraction(config.alpha)
     return largest_remainder([(1 - alpha) * count + alpha * budget for count in counts])
 

@@ -3,10 +3,17 @@
 import torch
 
 
-def top_first(values: torch.Tensor, count: int) -> torch.Tensor:
-    """Indices int64 `[count]` of the `count` largest of `values` `[n]`.
+def count_first(values: torch.Tensor, count: int) -> list[int]:
+    """How many of the `count` largest of all of `values` `[H, n]` are in each row.
 
-    Ties go to the lower index, so replicated heads on different ranks choose the same tokens.
+    Ties go to the lower index, row after row, so replicated heads on different ranks get the same. Nothing is
+    sorted: beside `values`, 12 bytes per chosen value and 2 per value are needed for the moment.
     """
-    order = torch.sort(values, descending=True, stable=True).indices
-    return order[:count]
+    if count == 0:
+        return [0] * values.shape[0]
+    last = torch.topk(values.flatten(), count, sorted=False).values.amin()  # the smallest that is chosen
+    above, equal = (values > last).sum(dim=1), (values == last).sum(dim=1)
+    earlier = equal.cumsum(0) - equal
+    chosen = above + (count - above.sum() - earlier).clamp(min=0).minimum(equal)
+    rows: list[int] = chosen.tolist()
+    return rows

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from adakv_sglang import AdaKVConfig
 from adakv_sglang.core import HeadBudgets, Scores, select_tokens
-from adakv_sglang.core.ranking import top_first
+from adakv_sglang.core.ranking import count_first
 
 
 @st.composite
@@ -140,8 +140,10 @@ def test_a_budget_for_another_number_of_heads_is_refused():
         select_tokens(random_scores(2, 50), HeadBudgets(0, (1, 2, 3)), AdaKVConfig())
 
 
-@given(st.lists(st.integers(-3, 3), max_size=40), st.integers(0, 40))
-def test_ranking_puts_higher_first_and_the_lower_index_first_among_equals(values, count):
-    count = min(count, len(values))
-    want = sorted(range(len(values)), key=lambda i: (-values[i], i))[:count]
-    assert top_first(torch.tensor(values, dtype=torch.float32), count).tolist() == want
+@given(st.integers(1, 4), st.integers(0, 10), st.integers(0, 40), st.data())
+def test_ranking_puts_higher_first_and_the_lower_index_first_among_equals(heads, tokens, count, data):
+    size, level = heads * tokens, st.sampled_from([-3.0, -1.0, 0.0, 2.0, float("-inf")])
+    values, count = data.draw(st.lists(level, min_size=size, max_size=size)), min(count, size)
+    chosen = sorted(range(size), key=lambda i: (-values[i], i))[:count]
+    want = [sum(i // tokens == head for i in chosen) for head in range(heads)]
+    assert count_first(torch.tensor(values).view(heads, tokens), count) == want
