@@ -6,163 +6,216 @@ path, chunked, batched and retracted like any other, and enter neither the tree 
 ended the context is compressed, and the held answer leaves with the report.
 """
 
+import functools
 import logging
 from array import array
 from collections import deque
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
+from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.sampling.sampling_params import SamplingParams
 
+from adakv_sglang.core.contexts import ContextKey
+from adakv_sglang.core.gather import ReconstructionGatherer
 from adakv_sglang.integration.captures import ChunkCapture
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.repeat_prompt import RepeatPrompt
 from adakv_sglang.integration.request_state import PrepareOrder, RequestState, RequestStates
 
 logger = logging.getLogger(__name__)
-PATIENCE: Final = (
-    64  # batches that pass while other requests wait, before one of ours may stand in line with them
-)
+AT_ONCE: Final = 4  # requests of ours under way while no client's is: the next is there when one ends
+PATIENCE: Final = 64  # batches that pass while others wait, before one of ours may stand in line with them
+
+
+class _NotTaken(Exception):
+    """Our request could not be put in line; the message says why."""
 
 
 @dataclass(slots=True, eq=False)
 class _Job:
-    """One context being repeated. chunk: the next one. running: our request under way. waited: batches."""
+    """One context being repeated. chunk: the next one. running: our requests under way. waited: batches."""
 
     state: RequestState
     order: PrepareOrder
     rid: str
     chunk: int = 0
-    running: Any = None
+    running: list[Any] = field(default_factory=list)
     waited: int = 0
+
+    @property
+    def gatherer(self) -> ReconstructionGatherer:
+        """What reads the repetition."""
+        assert self.order.reconstruction is not None
+        return self.order.reconstruction
+
+    def is_read_by(self, other: "_Job") -> bool:
+        """Whether the other order, with whatever settings, can be carried out with what this one has read."""
+        same_context = other.order.key == self.order.key
+        return same_context and other.order.config.sinks == self.order.config.sinks
 
 
 class Reconstructor:
     """One per scheduler process; every rank of a group does the same at the same step.
 
     `step` is called after every batch, when its results are in the tree and before they are streamed.
+    A client's request is held exactly as long as there is a job for it.
     """
 
     def __init__(self, scheduler: Any, tree: AdaKVRadixCache) -> None:
         self._scheduler, self._tree = scheduler, tree
-        self._prompt = RepeatPrompt.of(scheduler.tokenizer)
         self._jobs: deque[_Job] = deque()
         self._held: list[Any] = []
-        self._own: dict[str, _Job] = {}
+
+    @functools.cached_property
+    def _prompt(self) -> RepeatPrompt:
+        return RepeatPrompt.of(self._scheduler.tokenizer)
 
     def step(self, reqs: Iterable[Any]) -> tuple[list[Any], list[Any]]:
         """Look at a batch's requests and go on; returns those whose output may leave, and held ones that may now."""
+        self._take_orders()
         leaving = []
         for req in reqs:
-            if req.rid in self._own:
+            if _is_ours(req):
                 self._ended(req)
-            elif not self._holds(req):
+            elif not self._hold(req):
                 leaving.append(req)
-        self._take_orders()
         self._advance()
-        done = [req for req in self._held if not self._is_pending(req)]
-        self._held = [req for req in self._held if req not in done]
+        done = [req for req in self._held if not self._has_job(req)]
+        self._held = [req for req in self._held if self._has_job(req)]
         return leaving, done
 
-    def _holds(self, req: Any) -> bool:
+    def _take_orders(self) -> None:
+        """Orders whose context is in the tree by now, unless it has been compressed meanwhile."""
+        for state, rid in self._tree.take_unrepeated():
+            if (order := state.order) is None:
+                continue
+            if self._tree.contexts.recall(order.key, order.config) is not None:
+                self._tree.finish_repeated(state)
+            else:
+                self._jobs.append(_Job(state, order, rid))
+
+    def _hold(self, req: Any) -> bool:
         """Keep an ended request whose context is still to be repeated."""
-        if not self._is_pending(req) or not req.finished() or req.finished_output:
+        if not req.finished() or req.finished_output or not self._has_job(req):
             return False
         if req not in self._held:
             self._held.append(req)
         return True
 
-    @staticmethod
-    def _is_pending(req: Any) -> bool:
+    def _has_job(self, req: Any) -> bool:
         state = RequestStates.of(req)
-        return state is not None and state.order is not None and state.order.reconstruction is not None
-
-    def _take_orders(self) -> None:
-        """Orders whose context is in the tree by now."""
-        for state, rid in self._tree.take_unrepeated():
-            assert state.order is not None
-            self._jobs.append(_Job(state, state.order, rid))
+        return any(job.state is state for job in self._jobs)
 
     def _advance(self) -> None:
-        """Start our next request, if none is under way and no one else waits, or has done so for long."""
+        """Start our next requests: one at a time beside clients' requests, and then after those that wait."""
         while self._jobs:
-            job = self._jobs[0]
-            if job.running is not None and not self._is_lost(job.running):
-                return
-            if job.running is not None:
+            job, client_waits = self._jobs[0], self._a_client_waits()
+            is_alone = not client_waits and self._scheduler.running_batch.is_empty()
+            if any(self._is_lost(req) for req in job.running):
                 self._give_up(job, "one of the requests that repeat it was aborted")
-                continue
-            if self._tree.contexts.recall(job.order.key, job.order.config) is not None:
+            elif job.chunk == len(job.gatherer.chunks):
+                if job.running:
+                    return
                 self._finish(job)
-                continue
-            if self._scheduler.waiting_queue and job.waited < PATIENCE:
+            elif len(job.running) >= (AT_ONCE if is_alone else 1):
+                return
+            elif client_waits and job.waited < PATIENCE:
                 job.waited += 1
                 return
-            if problem := self._start(job):
+            elif problem := self._start(job):
                 self._give_up(job, problem)
-                continue
-            return
+
+    def _a_client_waits(self) -> bool:
+        return not all(_is_ours(req) for req in self._scheduler.waiting_queue)
 
     def _start(self, job: _Job) -> str | None:
         """Put the request for the next chunk in line; returns why it cannot be."""
-        gatherer, key = job.order.reconstruction, job.order.key
-        assert gatherer is not None
-        tokens = array("q")
-        tokens.frombytes(key.tokens)
-        tokens.extend(self._prompt.tokens(tokens, gatherer.chunks, job.chunk))
+        try:
+            req = self._submit(job)
+        except _NotTaken as problem:
+            return str(problem)
+        except Exception as error:  # whatever is held against our request, the server goes on
+            logger.exception("a request that repeats a context could not be made")
+            return f"{type(error).__name__}: {error}"
+        key = job.order.key
+        req.extra_key, req.cache_salt, req.skip_radix_cache_insert = key.extra_key, key.cache_salt, True
+        state = RequestState(key.extra_key)
+        state.repeats = ChunkCapture(job.gatherer, job.chunk, key.num_tokens, len(req.origin_input_ids))
+        self._tree.states.attach(req, state)
+        job.running.append(req)
+        job.chunk, job.waited = job.chunk + 1, 0
+        return None
+
+    def _submit(self, job: _Job) -> Any:
+        """Our request, last in the queue."""
+        tokens = _tokens(job.order.key)
+        if self._match(job.order.key).device_prefix_len < len(tokens):
+            raise _NotTaken("it left the cache before it was repeated; send it again")
+        tokens.extend(self._prompt.tokens(tokens, job.gatherer.chunks, job.chunk))
         longest = self._scheduler.max_req_input_len
         if len(tokens) >= longest:
-            return (
+            raise _NotTaken(
                 f"repeating it takes {len(tokens)} tokens and this server allows {longest - 1}; use another "
                 "scorer, a shorter context, or a larger --context-length or pool"
             )
         rid = f"{job.rid}-adakv-{job.chunk}"  # an abort of the client's request reaches ours: ids by prefix
-        try:
-            self._scheduler.handle_generate_request(_request(rid, tokens, job.order.lora_id))
-        except Exception as error:  # whatever SGLang holds against our request, the server goes on
-            logger.exception("a request that repeats a context could not be made")
-            return f"{type(error).__name__}: {error}"
+        self._scheduler.handle_generate_request(_request(rid, tokens, job.order.lora_id))
         waiting = self._scheduler.waiting_queue
         if not waiting or waiting[-1].rid != rid:
-            return "the server's queue is full; send it again"
-        req = waiting[-1]
-        req.extra_key, req.cache_salt, req.skip_radix_cache_insert = key.extra_key, key.cache_salt, True
-        state = RequestState(key.extra_key)
-        state.repeats = ChunkCapture(gatherer, job.chunk, key.num_tokens, len(tokens))
-        self._tree.states.attach(req, state)
-        self._own[rid], job.running, job.waited = job, req, 0
-        return None
+            raise _NotTaken("the server's queue is full; send it again")
+        return waiting[-1]
 
     def _is_lost(self, req: Any) -> bool:
-        """Whether an abort took our request out of the queue before it ran: such a request never ends."""
-        return not (req.finished() or req.kv.holds_kv or req in self._scheduler.waiting_queue)
+        """Whether no batch will show the end of our request: aborted in the queue, or between two of its chunks."""
+        return req.finished() or not (req.kv.holds_kv or req in self._scheduler.waiting_queue)
 
     def _ended(self, req: Any) -> None:
-        """One of ours has produced its token."""
-        job = self._own[req.rid]
-        if not req.finished() or job.running is not req:
+        """A batch shows one of ours; if it has ended, its chunk is repeated."""
+        job = next((job for job in self._jobs if req in job.running), None)
+        if job is None or not req.finished():
             return
-        req.finished_output, job.running = True, None
-        del self._own[req.rid]
+        req.finished_output = True
+        job.running.remove(req)
         if (reason := req.finished_reason.to_json()).get("type") == "abort":
             self._give_up(job, f"a request that repeats it was aborted: {reason.get('message', '')}")
-            return
-        job.chunk += 1
-        gatherer = job.order.reconstruction
-        if gatherer is not None and job.chunk == len(gatherer.chunks):
-            self._finish(job)
 
     def _finish(self, job: _Job) -> None:
-        self._jobs.remove(job)
-        self._tree.finish_repeated(job.state)
+        """Compress the context, with the settings of every order that waits for it."""
+        alike = [other for other in self._jobs if job.is_read_by(other)]
+        exact = self._match(job.order.key).last_device_node
+        lock = self._tree.lock(exact)  # the first context made would release the exact tokens
+        for other in alike:
+            self._jobs.remove(other)
+            other.state.order = replace(other.order, reconstruction=job.gatherer)
+            self._tree.finish_repeated(other.state)
+        self._tree.unlock(lock)
+        self._tree.run_preparations()
+
+    def _match(self, key: ContextKey) -> Any:
+        """What the tree has of the exact context."""
+        exact = RadixKey(_tokens(key), key.extra_key, cache_salt=key.cache_salt)
+        return self._tree.match_prefix(MatchPrefixParams(key=exact))
 
     def _give_up(self, job: _Job, why: str) -> None:
         self._jobs.remove(job)
-        self._own = {rid: other for rid, other in self._own.items() if other is not job}
         job.state.order, job.state.wanted = None, None
         job.state.refusal = f"the context was not compressed: {why}"
+
+
+def _tokens(key: ContextKey) -> "array[int]":
+    tokens = array("q")
+    tokens.frombytes(key.tokens)
+    return tokens
+
+
+def _is_ours(req: Any) -> bool:
+    """By its state: ids are the clients' to choose."""
+    state = RequestStates.of(req)
+    return state is not None and state.repeats is not None
 
 
 def _request(rid: str, tokens: "array[int]", lora_id: str | None) -> TokenizedGenerateReqInput:

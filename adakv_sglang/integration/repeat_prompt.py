@@ -39,14 +39,23 @@ class RepeatPrompt:
 
 
 def _before_answer(tokenizer: Any) -> str:
+    """The end of the user's turn and the beginning of an answer without thoughts, if a template says so."""
     if not getattr(tokenizer, "chat_template", None):
         return "\n"
     messages = [{"role": "user", "content": MARK}]
-    try:
-        text = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except Exception:  # whatever a template raises, the words alone will do
-        logger.warning(
-            "adakv: the chat template renders no single user message; contexts are repeated without it"
-        )
-        return "\n"
-    return str(text).partition(MARK)[2] or "\n"
+    for options in (
+        {"enable_thinking": False},
+        {},
+    ):  # not every tokenizer takes an option that it does not know
+        try:
+            text = tokenizer.apply_chat_template(
+                messages, add_generation_prompt=True, tokenize=False, **options
+            )
+        except Exception:  # whatever a template raises, the words alone will do
+            continue
+        _, found, after = str(text).rpartition(MARK)
+        return after if found and after else "\n"
+    logger.warning(
+        "adakv: the chat template renders no single user message; contexts are repeated without it"
+    )
+    return "\n"
