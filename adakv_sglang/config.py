@@ -71,7 +71,7 @@ class AdaKVConfig:
 
     keep_ratio: float = 0.5
     scorer: str = "keydiff"
-    allocator: str = "adakv"
+    allocator: str = "cross-layer"
     alpha: float = 0.2
     window: int = 32
     group_reduction: str = "mean"
@@ -152,10 +152,10 @@ class AdaKVConfig:
         if needed > self.num_protected:
             parts += f" + {needed - self.num_protected} more in protect"
             advice = "protect fewer tokens or send a longer context"
-        if num_tokens <= self.window:
-            return f"the context has {num_tokens} tokens; expected more than the window's {self.window}; {advice}"
         if num_tokens <= needed:
             return f"the context has {num_tokens} tokens; expected more than {needed} ({parts}); {advice}"
+        if num_tokens <= self.window:
+            return f"the context has {num_tokens} tokens; expected more than the window's {self.window}; {advice}"
         highest = replace(self, keep_ratio=LADDER[-1]) if self.target else self
         if (slots := highest.num_slots(num_tokens)) < needed:
             raising = "" if self.target else "raise keep_ratio or "

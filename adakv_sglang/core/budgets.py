@@ -1,6 +1,7 @@
 """Scores to head budgets: how many tokens each head of a layer keeps."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Final
 
@@ -18,7 +19,8 @@ def allocate(
     """Each layer's scores with its budgets, in the order of the layers; `num_slots` per head on average.
 
     One layer at a time, unless the allocator ranks all of them together: it holds the scores of all layers,
-    8 bytes per layer, head and token, and as much again while it sorts.
+    8 bytes per layer, head and token (12 where the scorer weighs them), and while it counts 4 more and 12 per
+    score that is chosen.
     """
     if config.allocator == CROSS_LAYER:
         layers = list(scored)
@@ -35,8 +37,12 @@ def allocate_budgets(scores: Scores, num_slots: int, config: AdaKVConfig) -> Hea
 
     Every head keeps the protected tokens; the allocator named in `config` divides the rest.
     The sum is exactly `H * num_slots`. Raises ValueError if `num_slots` cannot hold the protected
-    tokens or exceeds the number of tokens.
+    tokens or exceeds the number of tokens, or if the allocator ranks all layers together (`cross_layer_budgets`).
     """
+    if config.allocator not in ALLOCATORS:
+        raise ValueError(
+            f"allocator: expected one of {', '.join(ALLOCATORS)} for one layer, got {config.allocator}"
+        )
     num_tokens = scores.value.shape[1]
     free = _free_slots(num_tokens, num_slots, config)
     counts = ALLOCATORS[config.allocator](candidates(scores.value, config), free, config)
@@ -133,3 +139,24 @@ ALLOCATORS: Final[dict[str, Callable[[torch.Tensor, int, AdaKVConfig], list[int]
     "ada-pyramid": adakv_budgets,
     "pyramid": uniform_budgets,
 }
+
+
+@dataclass(frozen=True, slots=True)
+class AllocatorSpec:
+    """An allocator in words: between what budgets differ. source: arXiv number of the paper that the idea is from."""
+
+    name: str
+    idea: str
+    source: str
+
+
+_SPECS: Final = (
+    AllocatorSpec("adakv", "budgets differ between the heads of a layer", "2407.11550"),
+    AllocatorSpec(CROSS_LAYER, "budgets differ between all heads of all layers", "2505.23416"),
+    AllocatorSpec(
+        "ada-pyramid", "fewer from layer to layer; differ between the heads of a layer", "2406.02069"
+    ),
+    AllocatorSpec("pyramid", "fewer from layer to layer; every head of a layer the same", "2406.02069"),
+    AllocatorSpec("uniform", "every head of every layer the same", "2404.14469"),
+)
+ALLOCATOR_SPECS: Final[dict[str, AllocatorSpec]] = {spec.name: spec for spec in _SPECS}

@@ -48,7 +48,7 @@ def free_budgets(counts, base, alpha):
     value = torch.zeros(len(counts), max(counts) + 1)
     for head, count in enumerate(counts):
         value[head, :count] = 1.0
-    config = AdaKVConfig(alpha=alpha, sinks=0, window=1)
+    config = AdaKVConfig(allocator="adakv", alpha=alpha, sinks=0, window=1)
     return [budget - 1 for budget in allocate_budgets(Scores(0, value, value), base + 1, config).tokens]
 
 
@@ -74,7 +74,7 @@ def test_every_head_keeps_sinks_window_and_its_safeguard(problem):
 @given(problems(allocators=["adakv"]))
 def test_without_safeguard_budgets_are_the_counts_of_the_global_ranking(problem):
     scores, num_slots, config = problem
-    config = AdaKVConfig(alpha=0.0, sinks=config.sinks, window=config.window)
+    config = AdaKVConfig(allocator="adakv", alpha=0.0, sinks=config.sinks, window=config.window)
     counts = counts_of_global_top(scores, num_slots, config)
     tokens = allocate_budgets(scores, num_slots, config).tokens
     assert [budget - config.num_protected for budget in tokens] == counts
@@ -83,7 +83,7 @@ def test_without_safeguard_budgets_are_the_counts_of_the_global_ranking(problem)
 @given(problems(allocators=["adakv"]))
 def test_alpha_one_is_uniform(problem):
     scores, num_slots, config = problem
-    config = AdaKVConfig(alpha=1.0, sinks=config.sinks, window=config.window)
+    config = AdaKVConfig(allocator="adakv", alpha=1.0, sinks=config.sinks, window=config.window)
     num_heads = scores.value.shape[0]
     assert allocate_budgets(scores, num_slots, config).tokens == (num_slots,) * num_heads
 
@@ -144,7 +144,7 @@ def test_equal_scores_everywhere_give_the_lower_heads_first(problem):
     scores, num_slots, config = problem
     num_heads, num_tokens = scores.value.shape
     same = Scores(0, torch.full((num_heads, num_tokens), 0.25), scores.mass)
-    config = AdaKVConfig(alpha=0.0, sinks=config.sinks, window=config.window)
+    config = AdaKVConfig(allocator="adakv", alpha=0.0, sinks=config.sinks, window=config.window)
     num_candidates = num_tokens - config.num_protected
     left, want = num_heads * (num_slots - config.num_protected), []
     for _ in range(num_heads):
@@ -184,6 +184,6 @@ def test_largest_remainder_gives_ties_to_the_lower_index():
 
 @pytest.mark.parametrize("num_slots", [-1, 0, 5, 21])
 def test_slots_that_cannot_hold_the_protected_tokens_or_exceed_all_are_refused(num_slots):
-    config = AdaKVConfig(sinks=2, window=4)
+    config = AdaKVConfig(allocator="adakv", sinks=2, window=4)
     with pytest.raises(ValueError, match=f"num_slots: expected 6 to 20, got {num_slots}"):
         allocate_budgets(random_scores(2, 20), num_slots, config)

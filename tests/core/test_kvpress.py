@@ -103,6 +103,7 @@ def kept_mask(scores, num_slots, config):
 
 def settings(ratio):
     return AdaKVConfig(
+        allocator="adakv",
         scorer="snapkv",
         keep_ratio=1 - ratio,
         alpha=0.0,

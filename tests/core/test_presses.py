@@ -124,7 +124,9 @@ def test_expected_attention_refuses_a_table_that_ends_before_the_context():
         given.score(config, rotary=short)
 
 
-CRITICAL = AdaKVConfig(scorer="critical", window=8, sinks=SINKS, alpha=0.0, pooling="mean", kernel_size=5)
+CRITICAL = AdaKVConfig(
+    scorer="critical", allocator="adakv", window=8, sinks=SINKS, alpha=0.0, pooling="mean", kernel_size=5
+)
 
 
 def kept_candidates(scores, num_slots, config):
