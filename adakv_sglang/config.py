@@ -53,8 +53,8 @@ class AdaKVConfig:
 
     keep_ratio: token slots a context keeps, as a share of its tokens, in (0, 1].
     scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers with what it needs.
-    allocator: "adakv" (budgets differ between the heads of a layer, arXiv 2407.11550), "cross-layer" (between
-    all heads of all layers), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
+    allocator: "cross-layer" (budgets differ between all heads of all layers), "adakv" (between the heads of a
+    layer, arXiv 2407.11550), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
     "uniform" (not at all).
     alpha: share of the budget that every head gets alike, in [0, 1]; 1 is uniform, 0 a pure ranking.
     window: number of last tokens of the context whose queries score the others, and measure what is lost;
