@@ -111,6 +111,12 @@ class CompressedPrefix:
     bound: tuple[float, ...] | None = None
 
     @property
+    def unused_share(self) -> float:
+        """Share of the owned slots' lanes that hold nothing; budgets are made to fill them all."""
+        kept = sum(sum(layer) for layer in self.head_budgets)
+        return 1 - kept / sum(self.num_slots * len(layer) for layer in self.head_budgets)
+
+    @property
     def mean_retained_mass(self) -> float:
         """Mean over layers and heads."""
         values = [mass for layer in self.retained_mass for mass in layer]

@@ -39,6 +39,7 @@ def describe(context: Context) -> dict[str, Any]:
         "logical_tokens": prefix.num_tokens,
         "owned_slots": prefix.num_slots,
         "freed_slots": prefix.num_tokens - prefix.num_slots,
+        "unused_share": prefix.unused_share,
         "keep_ratio": context.config.keep_ratio,
         "scorer": context.config.scorer,
         "allocator": context.config.allocator,

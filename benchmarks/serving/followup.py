@@ -28,14 +28,17 @@ def parse() -> argparse.Namespace:
     """Command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeats", type=int, default=48)
+    parser.add_argument("--answer-tokens", type=int, default=1)
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--profile", type=Path, help="write traces of five requests of each kind here")
     return command_line(parser)
 
 
-def ask(server: Server, prompts: list[list[int]], wish: dict[str, str]) -> list[tuple[float, int]]:
-    """One at a time: milliseconds to the only token, and how many tokens were cached."""
-    samples = [stream(server.port, body_of(prompt, 1, **wish), 1) for prompt in prompts]
+def ask(
+    server: Server, prompts: list[list[int]], wish: dict[str, str], count: int = 1
+) -> list[tuple[float, int]]:
+    """One at a time: milliseconds to the first of `count` tokens, and how many tokens were cached."""
+    samples = [stream(server.port, body_of(prompt, count, **wish), count) for prompt in prompts]
     return [(sample.ttft_s * 1000, sample.cached) for sample in samples]
 
 
@@ -43,8 +46,8 @@ def compare(server: Server, options: argparse.Namespace, documents: list[list[in
     """The same questions in both namespaces, in turn."""
     found: dict[str, list[tuple[float, int]]] = {"exact": [], "compressed": []}
     for prompt in questions(documents, options.repeats + 4, options.question_tokens, 3):
-        found["exact"] += ask(server, [prompt], EXACT)
-        found["compressed"] += ask(server, [prompt], {})
+        found["exact"] += ask(server, [prompt], EXACT, options.answer_tokens)
+        found["compressed"] += ask(server, [prompt], {}, options.answer_tokens)
     figures = {kind: [ttft for ttft, _ in samples[4:]] for kind, samples in found.items()}
     cached = {kind: min(cached for _, cached in samples) for kind, samples in found.items()}
     pairs = zip(figures["exact"], figures["compressed"], strict=True)
@@ -52,6 +55,7 @@ def compare(server: Server, options: argparse.Namespace, documents: list[list[in
         options.out,
         {
             "keep_ratio": options.keep_ratio,
+            "answer_tokens": options.answer_tokens,
             "ttft_ms": {kind: round(median(taken), 2) for kind, taken in figures.items()},
             "difference_ms": round(median(ours - exact for exact, ours in pairs), 2),
             "fewest_cached_tokens": cached,

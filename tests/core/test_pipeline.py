@@ -40,6 +40,7 @@ def test_keep_ratio_one_keeps_everything_and_attention_is_full_attention():
     pool, queries, source, owned = problem(65, config)
     before = by_place(pool).clone()
     prefix = compress_prefix(queries, pool, source, owned, config)
+    assert prefix.unused_share == 0
     assert prefix.head_budgets == ((65, 65),) * 3
     assert prefix.mean_retained_mass == pytest.approx(1.0, abs=1e-6)
     query = torch.randn(7, 6, 8)
@@ -80,6 +81,7 @@ def test_every_lane_of_the_owned_slots_is_used_exactly_once(
     sizes = {"num_layers": num_layers, "num_heads": num_heads}
     pool, queries, source, owned = problem(num_tokens, config, generator(seed), **sizes)
     prefix = compress_prefix(queries, pool, source, owned, config)
+    assert prefix.unused_share == 0
     owned_lanes = pool.geometry.owned_lanes(owned).tolist()
     assert sorted(prefix.pages.lanes.tolist()) == sorted(owned_lanes)
     per_layer = [sum(layer) for layer in prefix.head_budgets]
@@ -96,6 +98,7 @@ def test_the_retained_mass_is_what_the_windows_queries_lose_nothing_more():
     pool, queries, source, owned = problem(64, config, group=1)
     key = by_place(pool)[:, 0].clone()[:, source]  # [L, N, H, D]
     prefix = compress_prefix(queries, pool, source, owned, config)
+    assert prefix.unused_share == 0
     for layer in range(3):
         kept = attend(queries.query[layer], pool, prefix.pages, layer).lse[0].double()
         logits = torch.einsum("hd,nhd->hn", queries.query[layer, 0].double(), key[layer].double()) * SCALING
