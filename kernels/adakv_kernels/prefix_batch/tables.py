@@ -45,13 +45,13 @@ class PrefixTables:
         self.max_rows, self.max_entries = max_rows, max_entries
         self.capacity = max(16, worst)  # tiles
         self.programs = num_programs(device, self.tile)
-        self.attend, self.merge = self._launches()
+        self.describe, self.divide, self.attend, self.merge = self._launches()
         self.checked: set[tuple[object, ...]] = set()  # layouts of arguments that fit
         self._allocate()
 
-    def _launches(self) -> tuple[Relaunch, Relaunch]:
-        """The two kernels of a layer, with their constants and with how Triton is to launch them."""
-        from adakv_kernels.prefix_batch.kernel import add_prefix_kernel, merge_pieces_kernel
+    def _launches(self) -> tuple[Relaunch, Relaunch, Relaunch, Relaunch]:
+        """The kernels of a batch and the two of a layer, with their constants and how Triton is to launch them."""
+        from adakv_kernels.prefix_batch import kernel
 
         overlap, tile = can_overlap_launches(self.device), self.tile
         both: dict[str, int] = {"G": self.query_group, "D": self.head_dim, "QUERIES": tile.queries}
@@ -60,7 +60,12 @@ class PrefixTables:
         attend = {"KEYS": tile.keys, "KEYS_FIRST": tile.keys_first}
         attend |= {"num_warps": tile.num_warps, "num_stages": tile.num_stages}
         merge = {"PIECES": 8, "num_warps": 1}
-        return Relaunch(add_prefix_kernel, both | attend), Relaunch(merge_pieces_kernel, both | merge)
+        return (
+            Relaunch(kernel.describe_tiles_kernel, {"KEYS": tile.keys, "BLOCK": _BLOCK}),
+            Relaunch(kernel.divide_work_kernel, {"BLOCK": _BLOCK}),
+            Relaunch(kernel.add_prefix_kernel, both | attend),
+            Relaunch(kernel.merge_pieces_kernel, both | merge),
+        )
 
     def _allocate(self) -> None:
         rows, tiles = self.max_rows, self.capacity
@@ -148,18 +153,18 @@ class PrefixTables:
         self.load([], [], 0)
 
     def _describe(self) -> None:
-        from adakv_kernels.prefix_batch.kernel import describe_tiles_kernel, divide_work_kernel
-
+        """What the layers need, on the device; the same addresses and sizes every time."""
         tables = (self.chunks, self.tile_lanes, self.tile_length)
-        describe_tiles_kernel[(self.num_layers,)](
+        self.describe(
+            (self.num_layers, 1, 1),
+            None,
             *(self.pages, self.tile_entry, self.tile_head, self.num_tiles, *tables),
             *(self.num_heads, self.capacity),
-            KEYS=self.tile.keys,
-            BLOCK=_BLOCK,
         )
         blocks = max(self.programs, self.capacity - 1) // _BLOCK + 1
-        divide_work_kernel[(self.num_layers, blocks)](
+        self.divide(
+            (self.num_layers, blocks, 1),
+            None,
             *(self.num_tiles, self.chunks, self.share, self.start_tile),
             *(self.tile_start, self.tile_pieces, self.tile_room, self.programs, self.capacity),
-            BLOCK=_BLOCK,
         )
