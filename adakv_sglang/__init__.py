@@ -1,7 +1,8 @@
 """Compress a shared prefix once with Ada-KV inside an unmodified SGLang server."""
 
 from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
+from adakv_sglang.settings import enable
 
 __version__ = "0.1.0"
 
-__all__ = ["AdaKVConfig", "ConfigError", "ContextRequest", "__version__"]
+__all__ = ["AdaKVConfig", "ConfigError", "ContextRequest", "__version__", "enable"]

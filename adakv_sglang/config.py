@@ -178,22 +178,28 @@ class AdaKVConfig:
     @classmethod
     def from_environment(cls) -> Self:
         """Read `ADAKV_SGLANG_CONFIG`: inline JSON, or the path of a JSON file; defaults if it is unset."""
-        text = os.environ.get(CONFIG_VARIABLE, "").strip()
-        if not text:
-            return cls()
-        if not text.startswith("{"):
-            try:
-                text = Path(text).read_text(encoding="utf-8-sig")
-            except (OSError, UnicodeDecodeError) as error:
-                problem = f"expected inline JSON or a readable UTF-8 file, got {text[:80]!r} ({error})"
-                raise ConfigError(f"{CONFIG_VARIABLE}: {problem}") from None
+        text = os.environ.get(CONFIG_VARIABLE, "")
+        return cls.from_mapping(read_settings(text, CONFIG_VARIABLE), CONFIG_VARIABLE)
+
+
+def read_settings(text: str, source: str) -> dict[str, Any]:
+    """Inline JSON, or the file of that path, as plain values; none if empty. Raise ConfigError if unreadable."""
+    text = text.strip()
+    if not text:
+        return {}
+    if not text.startswith("{"):
         try:
-            settings = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ConfigError(f"{CONFIG_VARIABLE}: not valid JSON ({error})") from None
-        if not isinstance(settings, dict):
-            raise ConfigError(f"{CONFIG_VARIABLE}: expected a JSON object, got {type(settings).__name__}")
-        return cls.from_mapping(settings, CONFIG_VARIABLE)
+            text = Path(text).read_text(encoding="utf-8-sig")
+        except (OSError, ValueError) as error:
+            problem = f"expected inline JSON or a readable UTF-8 file, got {text[:80]!r} ({error})"
+            raise ConfigError(f"{source}: {problem}") from None
+    try:
+        settings = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{source}: not valid JSON ({error})") from None
+    if not isinstance(settings, dict):
+        raise ConfigError(f"{source}: expected a JSON object, got {type(settings).__name__}")
+    return settings
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import local_server
 
+import adakv_sglang
+
 TEXT = Path(__file__).parent / "texts" / "declaration_of_independence.txt"
 
 
@@ -25,12 +27,10 @@ def main() -> None:
 
     import sglang
 
-    engine = sglang.Engine(
-        model_path=options.model, attention_backend="adakv", radix_cache_backend="adakv", **device
-    )
+    engine = sglang.Engine(model_path=options.model, **adakv_sglang.enable(keep_ratio=0.3), **device)
     try:
         text = options.text.read_text(encoding="utf-8")
-        wish = {"adakv": {"compress": True, "keep_ratio": 0.3}}
+        wish = {"adakv": {"compress": True}}
         prepared = engine.generate(text, {"max_new_tokens": 1, "custom_params": wish})
         print(json.dumps(prepared["meta_info"]["adakv"]))
         for question in ("Who is accused in this text?", "Which rights are unalienable?"):

@@ -12,8 +12,11 @@ OURS = ("adakv_sglang", "adakv_kernels")
 # What each part may import beside the standard library: a module, or anything below it. None: anything.
 MAY_IMPORT = {
     "kernels/adakv_kernels": ["torch", "triton", "adakv_kernels"],
-    "adakv_sglang/__init__.py": ["adakv_sglang.config"],
-    "adakv_sglang/config.py": [],
+    "adakv_sglang/__init__.py": ["adakv_sglang.config", "adakv_sglang.settings"],
+    "adakv_sglang/checks.py": [],
+    "adakv_sglang/config.py": ["adakv_sglang.checks"],
+    "adakv_sglang/settings.py": ["adakv_sglang.config"],
+    "adakv_sglang/cli.py": ["adakv_sglang.config", "adakv_sglang.core"],
     "adakv_sglang/core": ["torch", "adakv_kernels", "adakv_sglang.config", "adakv_sglang.core"],
     "adakv_sglang/control": [
         "fastapi",

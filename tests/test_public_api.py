@@ -5,7 +5,7 @@ import importlib
 import pytest
 
 EXPORTED = {
-    "adakv_sglang": ["AdaKVConfig", "ConfigError", "ContextRequest", "__version__"],
+    "adakv_sglang": ["AdaKVConfig", "ConfigError", "ContextRequest", "__version__", "enable"],
     "adakv_kernels": [
         "AttentionState",
         "copy_lanes_",

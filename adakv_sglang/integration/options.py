@@ -1,6 +1,5 @@
-"""Server options: the one flag of ours, and the options of SGLang's that cannot be served beside it."""
+"""SGLang's server options that cannot be served beside ours."""
 
-import argparse
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -57,28 +56,6 @@ _ENVIRONMENT: Final = (
 
 class UnsupportedOptions(ValueError):
     """The server was started with options that exclude each other; one line for each."""
-
-
-def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
-    """AFTER `ServerArgs.add_cli_args`: our flag beside SGLang's own."""
-    parser.add_argument(
-        "--enable-adakv",
-        action="store_true",
-        help="Compress shared prefixes with Ada-KV on request: short for "
-        "--attention-backend adakv --radix-cache-backend adakv.",
-    )
-
-
-def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
-    """AROUND `ServerArgs.from_cli_args`: our flag stands for the two options that select us."""
-    if getattr(args, "enable_adakv", False):
-        for option in ("attention_backend", "radix_cache_backend"):
-            chosen = getattr(args, option, None)
-            if chosen not in (None, NAME):
-                flag = option.replace("_", "-")
-                raise SystemExit(f"--enable-adakv: expected no --{flag} beside it, got {chosen!r}; drop one")
-            setattr(args, option, NAME)
-    return original(cls, args)
 
 
 def check_server_args(_result: None, server_args: Any) -> None:

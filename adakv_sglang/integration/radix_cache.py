@@ -42,7 +42,7 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         self.forward_stream = forward_stream  # None where there are no streams
         self.contexts = contexts
         self.pool = pool
-        self._config = config
+        self.config = config
         self.states = states
         self.model_parts = model_parts or ModelParts()
         self._router = RequestRouter(config, contexts, states, pool.geometry.num_layers)
@@ -160,5 +160,5 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
             state.made = self._compressor.run(order)
         except Refusal as refusal:
             state.refusal = str(refusal)
-        if self._config.debug_checks:
+        if self.config.debug_checks:
             audit_slots(self)

@@ -8,6 +8,7 @@ from adakv_sglang.integration.options import NAME, is_selected
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.reconstruction import Reconstructor
 from adakv_sglang.integration.request_state import RequestState, RequestStates
+from adakv_sglang.settings import active_settings
 
 
 def report(state: RequestState) -> dict[str, Any] | None:
@@ -106,7 +107,7 @@ def internal_state(result: Any, controller: Any, _recv_req: Any) -> None:
 
 
 def snapshot(tree: AdaKVRadixCache) -> dict[str, Any]:
-    """Pool and contexts in plain values; slots are counts. `held` is what running requests own privately."""
+    """Settings, pool and contexts in plain values; slots are counts. `held` is what running requests own privately."""
     allocator = tree.token_to_kv_pool_allocator
     available, evictable, protected = (
         allocator.available_size(),
@@ -114,6 +115,7 @@ def snapshot(tree: AdaKVRadixCache) -> dict[str, Any]:
         tree.protected_size(),
     )
     return {
+        "settings": active_settings(tree.config),
         "pool": {
             "total": allocator.size,
             "available": available,

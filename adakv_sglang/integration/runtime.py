@@ -1,6 +1,7 @@
 """One rank's parts, wired together: SGLang builds the attention backend first and the tree later."""
 
 import functools
+import json
 import logging
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +21,7 @@ from adakv_sglang.integration.options import UnsupportedOptions, require_support
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.request_state import RequestStates
 from adakv_sglang.integration.seams import CUDA_SEAMS, SeamError, preflight, require_hooks
+from adakv_sglang.settings import active_settings
 
 logger = logging.getLogger(__name__)
 
@@ -85,6 +87,8 @@ class Runtime:
         if self.config.debug_checks:
             poison_padding(backend.token_to_kv_pool)
         tree: AdaKVRadixCache = create_unified_radix_cache(context, cache_class=build)
+        if context.tp_rank == 0:
+            logger.info("adakv: settings %s", json.dumps(active_settings(self.config)))
         return tree
 
 

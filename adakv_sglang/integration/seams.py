@@ -55,15 +55,15 @@ _NATIVE: Final = "layers.attention.torch_native_backend.TorchNativeAttnBackend"
 
 HOOKS: Final[tuple[Hook, ...]] = (
     Hook(
-        f"{_ARGS}.add_cli_args", ("parser",), "adds --enable-adakv", "main", "AFTER", "options:add_cli_args"
+        f"{_ARGS}.add_cli_args", ("parser",), "adds our options", "main", "AFTER", "command_line:add_cli_args"
     ),
     Hook(
         f"{_ARGS}.from_cli_args",
         ("args",),
-        "turns --enable-adakv into the two options that select us",
+        "turns our options into those that select us, and into settings",
         "main",
         "AROUND",
-        "options:from_cli_args",
+        "command_line:from_cli_args",
     ),
     Hook(
         f"{_ARGS}.check_server_args",
@@ -146,6 +146,7 @@ SEAMS: Final[tuple[Seam, ...]] = (
     ),
     Seam("mem_cache.registry.register_radix_cache_backend", ("name", "factory"), "offers our radix cache"),
     Seam("mem_cache.registry.create_unified_radix_cache", ("ctx", "cache_class"), "builds it as SGLang does"),
+    Seam("mem_cache.registry.TreeCacheBuildContext", ("tp_rank",), "tells which rank logs the settings"),
     Seam("layers.attention.attention_registry.register_attention_backend", ("name",), "offers our attention"),
     Seam("server_args.add_attention_backend_choices", (), "lets --attention-backend name it"),
     Seam("arg_groups.model_override_base.resolving_view", ("server_args",), "reads options as resolved"),

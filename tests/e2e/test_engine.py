@@ -22,6 +22,7 @@ def test_the_offline_engine_prepares_and_reuses_a_text(model, servers):
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
     prepared, *answers = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     assert prepared["compressed"] and len(answers) == 2
+    assert prepared["keep_ratio"] == 0.3, "adakv_sglang.enable reaches the scheduler"
     for answer in answers:
         assert answer["context_id"] == prepared["context_id"]
         assert answer["cached_tokens"] >= prepared["logical_tokens"] > 1500

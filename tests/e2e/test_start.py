@@ -17,6 +17,10 @@ pytestmark = pytest.mark.server
             ("--attention-backend", "adakv"),
             "- --radix-cache-backend: expected 'adakv', got None",
         ),
+        (
+            ("--adakv-keep-ratio", "0.3"),
+            "--adakv-keep-ratio: expected --enable-adakv beside it; add it, or drop what needs it",
+        ),
     ],
 )
 def test_unsupported_options_stop_the_start_with_a_line_each(model, tmp_path, options, line):

@@ -1,6 +1,5 @@
 """Start-up: every seam is checked, and every refusal says in one line what to do."""
 
-import argparse
 import os
 import subprocess
 import sys
@@ -10,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from adakv_sglang.integration import compat
-from adakv_sglang.integration.options import _REQUIRED, from_cli_args, unsupported_options
+from adakv_sglang.integration.options import _REQUIRED, unsupported_options
 from adakv_sglang.integration.seams import CUDA_SEAMS, HOOKS, SEAMS, Seam, preflight
 
 SELECTED = {"attention_backend": "adakv", "radix_cache_backend": "adakv"}
@@ -88,24 +87,6 @@ def test_seams_of_the_cuda_backend_are_there(seam):
     if seam.symbol.endswith("_safe_merge_state") and find_spec("flashinfer") is None:
         pytest.skip("SGLang defines it where FlashInfer is installed")
     assert preflight((seam,)) == []
-
-
-def test_one_flag_stands_for_both_backends():
-    arguments = argparse.Namespace(enable_adakv=True, attention_backend=None, radix_cache_backend=None)
-    from_cli_args(lambda cls, args: None, object, arguments)
-    assert (arguments.attention_backend, arguments.radix_cache_backend) == ("adakv", "adakv")
-
-
-def test_the_flag_does_not_override_another_choice():
-    arguments = argparse.Namespace(enable_adakv=True, attention_backend="triton", radix_cache_backend=None)
-    with pytest.raises(SystemExit, match="--attention-backend beside it, got 'triton'"):
-        from_cli_args(lambda cls, args: None, object, arguments)
-
-
-def test_without_the_flag_nothing_is_changed():
-    arguments = argparse.Namespace(enable_adakv=False, attention_backend="triton", radix_cache_backend=None)
-    from_cli_args(lambda cls, args: None, object, arguments)
-    assert (arguments.attention_backend, arguments.radix_cache_backend) == ("triton", None)
 
 
 REGISTER = """

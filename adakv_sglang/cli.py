@@ -1,0 +1,73 @@
+"""The command `adakv`: what this version offers, without a server."""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.budgets import ALLOCATOR_SPECS
+from adakv_sglang.core.scorers import SCORERS
+
+NEEDS: Final = {
+    "keys": "K and V alone",
+    "window": "queries of the last tokens",
+    "sample": "queries of some tokens",
+    "prefill": "every query of the context",
+    "reconstruction": "a second forward that repeats the context",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; argparse ends with 2 and the usage where there is none of that name."""
+    parser = argparse.ArgumentParser(prog="adakv", description="Ada-KV contexts for SGLang")
+    commands = parser.add_subparsers(dest="command", required=True)
+    methods = commands.add_parser("methods", help="list all scorers and allocators")
+    methods.add_argument("--json", action="store_true", help="as JSON")
+    options = parser.parse_args(arguments)
+    found = describe()
+    sys.stdout.write(json.dumps(found, indent=2) + "\n" if options.json else as_text(found))
+    return 0
+
+
+def describe() -> dict[str, list[dict[str, Any]]]:
+    """All scorers and allocators in plain values, in the order of the settings. source: an arXiv number, or None."""
+    default = AdaKVConfig()
+    scorers: list[dict[str, Any]] = [
+        {"name": spec.name, "needs": spec.needs, "cost": spec.cost, "source": spec.source or None}
+        for spec in SCORERS.values()
+    ]
+    allocators: list[dict[str, Any]] = [
+        {"name": spec.name, "idea": spec.idea, "source": spec.source} for spec in ALLOCATOR_SPECS.values()
+    ]
+    for each in (*scorers, *allocators):
+        each["default"] = each["name"] in (default.scorer, default.allocator)
+    return {"scorers": scorers, "allocators": allocators}
+
+
+def as_text(found: dict[str, list[dict[str, Any]]]) -> str:
+    """Two tables with aligned columns."""
+    scorers = [(_name(each), NEEDS[each["needs"]], each["cost"], _source(each)) for each in found["scorers"]]
+    allocators = [(_name(each), each["idea"], _source(each)) for each in found["allocators"]]
+    head = ("scorer", "needs", "costs beside the window's attention", "source")
+    tables = (_table([head, *scorers]), _table([("allocator", "idea", "source"), *allocators]))
+    return "\n".join((*tables, "* unless the settings say otherwise\n"))
+
+
+def _name(each: dict[str, Any]) -> str:
+    return f"{each['name']} *" if each["default"] else str(each["name"])
+
+
+def _source(each: dict[str, Any]) -> str:
+    return f"arXiv {each['source']}" if each["source"] else "a baseline"
+
+
+def _table(rows: Sequence[Sequence[str]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""Our own server options, and how their values reach every process."""
+
+import argparse
+from collections.abc import Callable
+from typing import Any, Final
+
+from adakv_sglang.config import ALLOCATORS, CONFIG_VARIABLE, SCORERS, AdaKVConfig, ConfigError, read_settings
+from adakv_sglang.integration.options import NAME
+from adakv_sglang.settings import publish_settings
+
+_SETTINGS: Final = ("keep_ratio", "scorer", "allocator")  # that have an option of their own
+
+
+def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
+    """AFTER `ServerArgs.add_cli_args`: our options in a group of their own."""
+    default = AdaKVConfig()
+    group = parser.add_argument_group(
+        "adakv",
+        "Settings of compressed prefixes. An option wins over --adakv-config, that over "
+        f"{CONFIG_VARIABLE} in the environment, that over the defaults.",
+    )
+    group.add_argument(
+        "--enable-adakv",
+        action="store_true",
+        help="Compress shared prefixes with Ada-KV on request: short for "
+        "--attention-backend adakv --radix-cache-backend adakv.",
+    )
+    group.add_argument(
+        "--adakv-keep-ratio",
+        type=_keep_ratio,
+        metavar="RATIO",
+        help=f"Token slots kept, as a share of the tokens, in (0, 1]. Default: {default.keep_ratio}.",
+    )
+    group.add_argument(
+        "--adakv-scorer",
+        choices=SCORERS,
+        help=f"What decides which tokens matter. Default: {default.scorer}.",
+    )
+    group.add_argument(
+        "--adakv-allocator",
+        choices=ALLOCATORS,
+        help=f"How the budget is divided over the heads. Default: {default.allocator}.",
+    )
+    group.add_argument(
+        "--adakv-config",
+        type=_config,
+        metavar="FILE_OR_JSON",
+        help="All settings: a JSON file, or inline JSON.",
+    )
+
+
+def from_cli_args(original: Callable[..., Any], cls: type, args: argparse.Namespace) -> Any:
+    """AROUND `ServerArgs.from_cli_args`: select us, and hand the settings to the processes that are started."""
+    if getattr(args, "enable_adakv", False):
+        _select(args)
+    _publish(args)
+    return original(cls, args)
+
+
+def _select(args: argparse.Namespace) -> None:
+    """Our flag stands for the two options that select us."""
+    for option in ("attention_backend", "radix_cache_backend"):
+        chosen = getattr(args, option, None)
+        if chosen not in (None, NAME):
+            flag = option.replace("_", "-")
+            raise SystemExit(f"--enable-adakv: expected no --{flag} beside it, got {chosen!r}; drop one")
+        setattr(args, option, NAME)
+
+
+def _publish(args: argparse.Namespace) -> None:
+    """Put the settings into the environment, which all processes inherit. Without any of them, leave it alone."""
+    options = {name: getattr(args, f"adakv_{name}", None) for name in (*_SETTINGS, "config")}
+    given = {name: value for name, value in options.items() if value is not None}
+    if not given:
+        return
+    if NAME not in (getattr(args, "attention_backend", None), getattr(args, "radix_cache_backend", None)):
+        flags = ", ".join(f"--adakv-{name.replace('_', '-')}" for name in given)
+        raise SystemExit(f"{flags}: expected --enable-adakv beside it; add it, or drop what needs it")
+    config = given.pop("config", {})
+    publish_settings(config, given)
+
+
+def _keep_ratio(text: str) -> float:
+    try:
+        value: Any = float(text)
+    except ValueError:
+        value = text
+    try:
+        return AdaKVConfig(keep_ratio=value).keep_ratio
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix("keep_ratio: ")) from None
+
+
+def _config(text: str) -> dict[str, Any]:
+    source = "--adakv-config"
+    try:
+        settings = read_settings(text, source)
+        AdaKVConfig.from_mapping(settings, source)
+    except ConfigError as error:
+        raise argparse.ArgumentTypeError(str(error).removeprefix(f"{source}: ")) from None
+    return settings
