@@ -1,0 +1,134 @@
+"""KVzip scoring in a real server: the model repeats a context while clients come, go and wait."""
+
+import json
+import time
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from workload import output_ids
+
+pytestmark = pytest.mark.server
+
+WISH = {"compress": True, "scorer": "kvzip", "keep_ratio": 0.3}
+
+
+def read_stream(server, body):
+    """Chunks of a streamed answer, as they come."""
+    request = urllib.request.Request(
+        server.url + "/generate",
+        json.dumps({**body, "stream": True}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    with urllib.request.urlopen(request, timeout=600) as stream:
+        for line in stream:
+            if line.startswith(b"data: {"):
+                yield json.loads(line[6:])
+
+
+def streamed(prompt, wish, max_new_tokens, **options):
+    params = {"max_new_tokens": max_new_tokens, "ignore_eos": True, "temperature": 0}
+    return {"input_ids": prompt, "sampling_params": {**params, "custom_params": {"adakv": wish}}, **options}
+
+
+def assert_at_rest(server):
+    """Every slot is free, or in the tree and nobody's."""
+    pool = server.state()["pool"]
+    assert pool["held"] == 0 and pool["protected"] == 0, pool
+    assert pool["available"] + pool["evictable"] == pool["total"], pool
+
+
+def test_the_answer_waits_until_the_context_is_repeated_and_compressed(adakv, workload):
+    document = workload.documents[0]
+    report = adakv.generate([*document, 1], 1, adakv=WISH)["meta_info"]["adakv"]
+    assert report["prepared"] and report["scorer"] == "kvzip"
+    assert (report["logical_tokens"], report["owned_slots"]) == (600, 180)
+    assert_at_rest(adakv)
+    assert adakv.state()["pool"]["evictable"] < 190, "the exact context and the repetition have left the tree"
+    follow_up = workload.ask(adakv, workload.prompts[0], 4)["meta_info"]
+    assert follow_up["cached_tokens"] == 600
+    assert follow_up["adakv"]["context_id"] == report["context_id"]
+
+
+def test_a_stream_goes_on_meanwhile_and_reports_at_its_end(adakv, workload):
+    chunks = list(read_stream(adakv, streamed([*workload.documents[0], 1], WISH, 3)))
+    reports = [chunk["meta_info"].get("adakv") for chunk in chunks]
+    assert len(chunks) == 3 and reports[-1]["prepared"]
+    assert chunks[-1]["meta_info"]["finish_reason"]["type"] == "length"
+    assert workload.ask(adakv, workload.prompts[1], 2)["meta_info"]["cached_tokens"] == 600
+
+
+def test_chat(adakv, workload):
+    document = {"role": "system", "content": workload.tokenizer.decode(workload.documents[1])}
+    body = {"model": "m", "max_tokens": 4, "temperature": 0, "return_meta_info": True}
+
+    def ask(question, **options):
+        messages = [document, {"role": "user", "content": question}]
+        answer = adakv.post("/v1/chat/completions", {**body, "messages": messages, **options})
+        return answer["choices"][0]["meta_info"]
+
+    wish = {**WISH, "context_messages": 1}
+    report = ask("Who ordains this?", custom_params={"adakv": wish})["adakv"]
+    assert report["prepared"] and report["logical_tokens"] >= 590
+    used = ask("Of what does the Congress consist?")
+    assert used["cached_tokens"] >= report["logical_tokens"]
+    assert used["adakv"]["context_id"] == report["context_id"]
+
+
+def test_at_keep_ratio_1_every_token_is_that_of_the_exact_cache(adakv, workload):
+    prompts = workload.prompts[:3] + workload.prompts[10:12]
+    expected = workload.ask_all(adakv, prompts, 16)
+    adakv.call("/flush_cache", {})
+    reports = workload.prepare(adakv, scorer="kvzip", allocator="cross-layer", keep_ratio=1.0)
+    assert all(report["prepared"] and report["freed_slots"] == 0 for report in reports)
+    answers = workload.ask_all(adakv, prompts, 16)
+    assert output_ids(answers) == output_ids(expected)
+    assert all(answer["meta_info"]["cached_tokens"] >= 600 for answer in answers)
+
+
+def test_several_clients_at_once(adakv, workload):
+    """Two settings for one document, another document twice, and questions that want no context."""
+    first, second = workload.documents
+    orders = [
+        ([*first, 1], WISH),
+        ([*first, 2], {**WISH, "keep_ratio": 0.5}),
+        ([*second, 1], WISH),
+        ([*second, 2], WISH),
+    ]
+    plain = [workload.question("What is this?"), workload.question("Who are the people?")]
+    with ThreadPoolExecutor(6) as pool:
+        asked = [pool.submit(adakv.generate, prompt, 1, adakv=wish) for prompt, wish in orders]
+        others = [pool.submit(adakv.generate, prompt, 6) for prompt in plain]
+        reports = [answer.result()["meta_info"]["adakv"] for answer in asked]
+        assert all("adakv" not in answer.result()["meta_info"] for answer in others)
+    assert [report["owned_slots"] for report in reports] == [180, 300, 180, 180]
+    assert len({report["context_id"] for report in reports}) == 3
+    assert len(adakv.state()["contexts"]) == 3
+    assert_at_rest(adakv)
+
+
+@pytest.mark.parametrize("leave", ["closes", "aborts"])
+@pytest.mark.parametrize("options", [(), ("--chunked-prefill-size", "128")], ids=["at once", "in chunks"])
+def test_a_client_that_leaves_while_its_context_is_repeated(servers, workload, options, leave):
+    """SGLang aborts what a closed connection has left behind; an id of ours begins with the client's."""
+    server = servers.get("--enable-adakv", *options)
+    server.call("/flush_cache", {})
+    chunks = read_stream(server, streamed([*workload.documents[0], 1], WISH, 2, rid=leave))
+    next(chunks)  # the context is in the tree; the second and last token is held back
+    if leave == "aborts":
+        server.call("/abort_request", {"rid": leave})
+    chunks.close()
+    server.generate("Still here?", 2)
+    wait_until(lambda: server.state()["pool"]["held"] == 0)
+    assert_at_rest(server)
+    report = server.generate([*workload.documents[0], 2], 1, adakv=WISH)["meta_info"]["adakv"]
+    assert report["compressed"]
+    assert workload.ask(server, workload.prompts[0], 2)["meta_info"]["cached_tokens"] == 600
+    assert_at_rest(server)
+
+
+def wait_until(true, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.2)
