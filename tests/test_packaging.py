@@ -1,5 +1,6 @@
 """The wheel: what is in it, that it works by itself, and that the name `kernels` stays Hugging Face's."""
 
+import configparser
 import os
 import shutil
 import subprocess
@@ -83,9 +84,12 @@ def test_the_wheel_holds_every_module_and_both_type_markers(contents):
 
 
 def test_the_wheel_declares_the_plug_in_the_license_and_its_dependencies(contents):
-    entry_points = metadata(contents, "entry_points.txt").split("\n\n")[0].split("\n", 1)
-    assert entry_points[0] == "[sglang.srt.plugins]"
-    assert entry_points[1].strip() == "adakv = adakv_sglang.integration.plugin:register"
+    groups = configparser.ConfigParser()
+    groups.read_string(metadata(contents, "entry_points.txt"))
+    assert {name: dict(groups[name]) for name in groups.sections()} == {
+        "console_scripts": {"adakv": "adakv_sglang.cli:main"},
+        "sglang.srt.plugins": {"adakv": "adakv_sglang.integration.plugin:register"},
+    }
     assert metadata(contents, "licenses/LICENSE") == (ROOT / "LICENSE").read_text()
     facts = message_from_string(metadata(contents, "METADATA"))
     assert facts["License-Expression"] == "Apache-2.0"
