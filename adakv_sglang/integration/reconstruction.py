@@ -1,9 +1,9 @@
 """Lets the model repeat a context, chunk by chunk, by ordinary requests of our own: what KVzip scores by.
 
 A prepared request whose scorer wants this is held back when it has ended; its context is repeated by requests
-that no client sent: the context, an instruction, and one chunk of it. They run one after the other on the plain
-path, chunked, batched and retracted like any other, and enter neither the tree nor any answer. When the last one has
-ended the context is compressed, and the held answer leaves with the report.
+that no client sent: the context, an instruction, and one chunk of it. They run on the plain path, behind waiting
+clients, chunked, batched and retracted like any other, and enter neither the tree nor any answer. When the last one
+has ended the context is compressed, and the held answer leaves with the report.
 """
 
 import functools
