@@ -1,5 +1,6 @@
 """Timing, a line of JSON per figure, and what machine and versions it was taken on."""
 
+import argparse
 import json
 import subprocess
 import sys
@@ -47,6 +48,15 @@ def copy_bandwidth() -> float:
         end.record()
     torch.cuda.synchronize()
     return 2 * source.numel() / (sorted(start.elapsed_time(end) for start, end in events)[5] * 1e-3)
+
+
+def parse_before_server_options(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """Parse the command line; what follows `--` goes to the servers, as `server`."""
+    arguments = sys.argv[1:]
+    at = arguments.index("--") if "--" in arguments else len(arguments)
+    options = parser.parse_args(arguments[:at])
+    options.server = arguments[at + 1 :]
+    return options
 
 
 def environment() -> dict[str, Any]:

@@ -18,6 +18,14 @@ def random_layout(lengths, num_lanes, gen=None, dtype=torch.int32):
     return torch.tensor([0, *lengths]).cumsum(0).to(dtype), lanes
 
 
+def scattered(tokens):
+    """`tokens` `[N, ...]` on random rows of a pool that is NaN elsewhere, row 0 included: `(pool, slots)`."""
+    slots = 1 + torch.randperm(2 * len(tokens))[: len(tokens)]
+    pool = torch.full((2 * len(tokens) + 1, *tokens.shape[1:]), float("nan"), dtype=tokens.dtype)
+    pool[slots] = tokens
+    return pool, slots
+
+
 def random_scores(num_heads, num_tokens, gen=None, levels=None, skew=1.0):
     """Scores whose mass sums to 1 in every row.
 

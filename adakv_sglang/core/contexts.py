@@ -26,6 +26,10 @@ class ContextKey:
         """Length of the prefix."""
         return len(self.tokens) // 8
 
+    def token_ids(self) -> "array[int]":
+        """The tokens, a copy."""
+        return array("q", self.tokens)
+
     def begins(self, tokens: "array[int]") -> bool:
         """Whether `tokens`, of type code q and at least as many, start with this prefix; nothing is copied."""
         known, length = memoryview(self.tokens).cast("q"), self.num_tokens

@@ -122,10 +122,8 @@ def _inputs(
     config: AdaKVConfig,
     extras: ScorerExtras,
 ) -> LayerInputs:
-    query, sample = queries.query[layer], None
-    if len(query) > config.window:
-        positions = torch.arange(slots.numel() - len(query), slots.numel(), device=slots.device)
-        sample = QuerySample(query, positions)
+    query = queries.query[layer]
+    sample = QuerySample.of_last(query, slots.numel()) if len(query) > config.window else None
     return LayerInputs(
         layer=layer,
         query=query[len(query) - config.window :],

@@ -36,9 +36,7 @@ def select_tokens(scores: Scores, budgets: HeadBudgets, config: AdaKVConfig) -> 
     mass = torch.where(kept, scores.mass, 0.0).sum(dim=1)
     indptr = (0, *accumulate(budgets.tokens))
     bound = None
-    if (
-        scores.loss_rate is not None
-    ):  # of what is dropped itself: 1 - mass would lose the small ones to rounding
+    if scores.loss_rate is not None:  # by what is dropped itself: 1 - mass would round small losses away
         bound = scores.loss_rate * torch.where(kept, 0.0, scores.mass).sum(dtype=torch.float64).item()
     return KeptTokens(scores.layer, indptr, kept.nonzero()[:, 1], mass.clamp(max=1.0), bound)
 

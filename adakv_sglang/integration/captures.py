@@ -61,9 +61,7 @@ class ChunkCapture:
 def _add(take: Callable[[QueryPiece], None], piece: QueryPiece) -> None:
     try:
         take(piece)
-    except (
-        Exception
-    ):  # out of memory, as a rule; whatever it is, it must not end the forward of a whole batch
+    except Exception:  # whatever it is, out of memory as a rule: it must not end a whole batch's forward
         logger.exception("reading the queries of a context failed; it will not be compressed")
 
 

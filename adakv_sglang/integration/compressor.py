@@ -2,19 +2,18 @@
 
 import logging
 import math
-from array import array
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
-from sglang.srt.mem_cache.base_prefix_cache import InsertParams, MatchPrefixParams
+from sglang.srt.mem_cache.base_prefix_cache import InsertParams
 from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.config import LADDER, AdaKVConfig
-from adakv_sglang.core.contexts import Context, ContextKey
+from adakv_sglang.core.contexts import Context
 from adakv_sglang.core.pipeline import ScorerExtras, compact_scored, score_prefix
 from adakv_sglang.core.targets import agreed_step, at_step, first_step
 from adakv_sglang.core.types import CompressedPrefix, Scores
@@ -41,8 +40,7 @@ class Compressor:
     def run(self, order: PrepareOrder) -> Context:
         """Compress, publish and insert; raise Refusal with nothing changed but evictions."""
         existing = self._tree.contexts.recall(order.key, order.config)
-        plain = _radix_key(order.key, order.key.extra_key)
-        match = self._tree.match_prefix(MatchPrefixParams(key=plain))
+        match = self._tree.match_exact(order.key)
         if existing is not None:  # two orders were under way: this one's exact copy is of no use either
             if match.device_prefix_len == order.key.num_tokens:
                 self._tree.plain_paths.release_later(match.last_device_node)
@@ -83,7 +81,7 @@ class Compressor:
         )
         contexts.publish(context)  # before the insertion: the ledger asks for it there
         placeholders = torch.zeros_like(source)
-        key = _radix_key(order.key, context.namespace)
+        key = RadixKey(order.key.token_ids(), context.namespace, cache_salt=order.key.cache_salt)
         self._tree.insert(InsertParams(key=key, value=placeholders))
         return context
 
@@ -174,9 +172,3 @@ class Compressor:
 
 def _failed(why: str) -> Refusal:
     return Refusal(f"compression failed ({why or 'on another rank'}); the exact cache is used")
-
-
-def _radix_key(key: ContextKey, extra_key: str | None) -> RadixKey:
-    tokens = array("q")
-    tokens.frombytes(key.tokens)
-    return RadixKey(tokens, extra_key, cache_salt=key.cache_salt)

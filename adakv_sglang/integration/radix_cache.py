@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
+from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.contexts import ContextRegistry
+from adakv_sglang.core.contexts import ContextKey, ContextRegistry
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.audit import audit_slots
 from adakv_sglang.integration.compressor import Compressor, Refusal
@@ -61,6 +62,11 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         if state is None or context is None or result.device_prefix_len >= context.prefix.num_tokens:
             return result
         return super().match_prefix(self._router.undo(routed, state, context))
+
+    def match_exact(self, key: ContextKey) -> MatchResult:
+        """What the tree has of a context's exact tokens, for no request."""
+        exact = RadixKey(key.token_ids(), key.extra_key, cache_salt=key.cache_salt)
+        return self.match_prefix(MatchPrefixParams(key=exact))
 
     def touch_prefix(self, key: Any) -> None:
         """Refresh a waiting request's path, as ever, but never walk into a part of a context."""

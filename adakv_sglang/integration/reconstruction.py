@@ -15,11 +15,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.sampling.sampling_params import SamplingParams
 
-from adakv_sglang.core.contexts import ContextKey
 from adakv_sglang.core.gather import ReconstructionGatherer
 from adakv_sglang.integration.captures import ChunkCapture
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
@@ -152,8 +149,8 @@ class Reconstructor:
 
     def _submit(self, job: _Job) -> Any:
         """Our request, last in the queue."""
-        tokens = _tokens(job.order.key)
-        if self._match(job.order.key).device_prefix_len < len(tokens):
+        tokens = job.order.key.token_ids()
+        if self._tree.match_exact(job.order.key).device_prefix_len < len(tokens):
             raise _NotTaken("it left the cache before it was repeated; send it again")
         tokens.extend(self._prompt.tokens(tokens, job.gatherer.chunks, job.chunk))
         longest = self._scheduler.max_req_input_len
@@ -186,7 +183,7 @@ class Reconstructor:
     def _finish(self, job: _Job) -> None:
         """Compress the context, with the settings of every order that waits for it."""
         alike = [other for other in self._jobs if job.is_read_by(other)]
-        exact = self._match(job.order.key).last_device_node
+        exact = self._tree.match_exact(job.order.key).last_device_node
         lock = self._tree.lock(exact)  # the first context made would release the exact tokens
         for other in alike:
             self._jobs.remove(other)
@@ -195,21 +192,10 @@ class Reconstructor:
         self._tree.unlock(lock)
         self._tree.run_preparations()
 
-    def _match(self, key: ContextKey) -> Any:
-        """What the tree has of the exact context."""
-        exact = RadixKey(_tokens(key), key.extra_key, cache_salt=key.cache_salt)
-        return self._tree.match_prefix(MatchPrefixParams(key=exact))
-
     def _give_up(self, job: _Job, why: str) -> None:
         self._jobs.remove(job)
         job.state.order, job.state.wanted = None, None
         job.state.refusal = f"the context was not compressed: {why}"
-
-
-def _tokens(key: ContextKey) -> "array[int]":
-    tokens = array("q")
-    tokens.frombytes(key.tokens)
-    return tokens
 
 
 def _is_ours(req: Any) -> bool:

@@ -43,10 +43,7 @@ def _before_answer(tokenizer: Any) -> str:
     if not getattr(tokenizer, "chat_template", None):
         return "\n"
     messages = [{"role": "user", "content": MARK}]
-    for options in (
-        {"enable_thinking": False},
-        {},
-    ):  # not every tokenizer takes an option that it does not know
+    for options in ({"enable_thinking": False}, {}):  # not every tokenizer takes an option unknown to it
         try:
             text = tokenizer.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=False, **options

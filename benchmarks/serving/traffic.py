@@ -2,12 +2,12 @@
 
 import argparse
 import random
-import sys
 import time
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+from common import parse_before_server_options
 from local_server import Server, has_gpu
 
 STOCK = ("--attention-backend", "flashinfer") if has_gpu() else ()
@@ -22,11 +22,7 @@ def command_line(parser: argparse.ArgumentParser) -> argparse.Namespace:
     parser.add_argument("--question-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64)
     parser.add_argument("--out", type=Path, help="append JSON lines to this file")
-    arguments = sys.argv[1:]
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:at])
-    options.server = arguments[at + 1 :]
-    return options
+    return parse_before_server_options(parser)
 
 
 def tokens(count: int, seed: int) -> list[int]:

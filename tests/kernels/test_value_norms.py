@@ -4,7 +4,7 @@ import os
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, scattered
 
 from adakv_kernels import value_norms
 
@@ -19,9 +19,7 @@ def check(shape, dtype, device, tolerance, slot_dtype=torch.int64):
     projection = torch.randn(hidden, num_heads * group * head_dim).to(dtype)
     weight = projection.t().view(num_heads * group, head_dim, hidden)
     value = torch.randn(num_tokens, num_heads, head_dim).to(dtype)
-    slots = 1 + torch.randperm(2 * num_tokens)[:num_tokens]
-    pool = torch.full((2 * num_tokens + 1, num_heads, head_dim), float("nan"), dtype=dtype)
-    pool[slots] = value
+    pool, slots = scattered(value)
     norms = value_norms(
         pool.to(device),
         projection.to(device).t().view(weight.shape),

@@ -5,7 +5,7 @@ import os
 
 import pytest
 import torch
-from helpers import assert_close
+from helpers import assert_close, scattered
 
 from adakv_kernels import window_scores
 from adakv_kernels.window_scores.reference import window_scores_reference
@@ -140,9 +140,7 @@ def check_paged(
     """Tokens on scattered rows of a pool that is NaN elsewhere, row 0 included."""
     query = torch.randn(window, num_heads * group, head_dim).to(dtype)
     key = torch.randn(num_tokens, num_heads, head_dim).to(dtype)
-    slots = 1 + torch.randperm(2 * num_tokens)[:num_tokens]
-    pool = torch.full((2 * num_tokens + 1, num_heads, head_dim), float("nan"), dtype=dtype)
-    pool[slots] = key
+    pool, slots = scattered(key)
     scores = window_scores(
         query.to(device),
         pool.to(device),

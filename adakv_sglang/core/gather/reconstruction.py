@@ -26,9 +26,7 @@ class ReconstructionGatherer:
     config: AdaKVConfig
     chunks: tuple[tuple[int, int], ...]
     _scores: dict[int, torch.Tensor] = field(default_factory=dict)
-    _read: dict[tuple[int, int], int] = field(
-        default_factory=dict
-    )  # per layer and chunk, up to which position
+    _read: dict[tuple[int, int], int] = field(default_factory=dict)  # by layer and chunk: to which position
     _ends: dict[int, int] = field(default_factory=dict)
 
     def add(self, piece: QueryPiece, chunk: int, end: int) -> None:

@@ -21,6 +21,11 @@ class QuerySample:
     query: torch.Tensor
     positions: torch.Tensor
 
+    @classmethod
+    def of_last(cls, query: torch.Tensor, num_tokens: int) -> "QuerySample":
+        """Those of the last S of a context's tokens."""
+        return cls(query, torch.arange(num_tokens - len(query), num_tokens, device=query.device))
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LayerInputs:
@@ -88,7 +93,4 @@ class LayerInputs:
 
     def some_queries(self) -> QuerySample:
         """The sample, or the window's queries where none was taken."""
-        if self.sample is not None:
-            return self.sample
-        first = self.num_tokens - self.query.shape[0]
-        return QuerySample(self.query, torch.arange(first, self.num_tokens, device=self.slots.device))
+        return self.sample or QuerySample.of_last(self.query, self.num_tokens)

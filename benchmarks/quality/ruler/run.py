@@ -173,6 +173,8 @@ def serving(options: argparse.Namespace) -> Iterator[Server]:
 
 def parse() -> argparse.Namespace:
     """Command line; what follows `--` goes to the server."""
+    from common import parse_before_server_options
+
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", required=True, help="also where the tokenizer comes from")
     parser.add_argument("--url", help="of a running server; otherwise one is started")
@@ -181,11 +183,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--concurrency", type=int, default=16)
     parser.add_argument("--out", type=Path, required=True)
-    arguments = sys.argv[1:]
-    at = arguments.index("--") if "--" in arguments else len(arguments)
-    options = parser.parse_args(arguments[:at])
-    options.server = arguments[at + 1 :]
-    return options
+    return parse_before_server_options(parser)
 
 
 def main() -> None:

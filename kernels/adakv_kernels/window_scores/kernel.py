@@ -68,6 +68,24 @@ def window_lse_kernel(
     tl.store(p_sum + o, b_sum)
 
 
+@triton.jit
+def _merge_splits(b_max, b_part):
+    """Maximum and sum of rows over all keys, from the splits' maxima and sums `[SPLITS, rows]`.
+
+    Rows that see nothing get 0 and 1, so that their probabilities come out as 0.
+    """
+    b_top = tl.max(b_max, 0)
+    b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
+    b_sum = tl.sum(b_part * tl.exp2(b_max - b_top[None, :]), 0)
+    return b_top, tl.where(b_sum == 0.0, 1.0, b_sum)
+
+
+@triton.jit
+def _parts_of_tile(tile, ROWS: tl.constexpr, SPLITS: tl.constexpr):
+    """Where `window_lse_kernel` has left a tile's maxima and sums, `[SPLITS, ROWS]`."""
+    return (tile * SPLITS + tl.arange(0, SPLITS)[:, None]) * ROWS + tl.arange(0, ROWS)
+
+
 @triton.jit(
     do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
 )
@@ -83,20 +101,12 @@ def window_mass_kernel(
     b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
     b_mass = tl.zeros([KEYS], tl.float32)
     for i_m in range(0, row_tiles):
-        o_part = (
-            (i_h * row_tiles + i_m) * SPLITS * ROWS
-            + tl.arange(0, SPLITS)[:, None] * ROWS
-            + tl.arange(0, ROWS)
-        )
-        b_max = tl.load(p_max + o_part)  # [SPLITS, ROWS]
-        b_top = tl.max(b_max, 0)
-        b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
-        b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
+        o_part = _parts_of_tile(i_h * row_tiles + i_m, ROWS, SPLITS)
+        b_top, b_sum = _merge_splits(tl.load(p_max + o_part), tl.load(p_sum + o_part))
         o_m = i_m * ROWS + tl.arange(0, ROWS)
         b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
         b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
-        b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
-        b_mass += tl.sum(b_p, 0)
+        b_mass += tl.sum(tl.exp2(b_s - b_top[:, None]) / b_sum[:, None], 0)
     out = b_mass / (window * G)
     tl.store(p_out + i_h.to(tl.int64) * num_scored + o_n, out, mask=o_n < num_scored)
 
@@ -122,28 +132,13 @@ def window_top_kernel(
             o_tile = (i_h * row_tiles + o_m // ROWS) * SPLITS * ROWS + o_m % ROWS
             o_part = o_tile[None, :] + tl.arange(0, SPLITS)[:, None] * ROWS
             m_part = (o_m < window * G)[None, :]
-            b_max = tl.load(p_max + o_part, mask=m_part, other=float("-inf"))  # [SPLITS, POSITIONS]
-            b_top = tl.max(b_max, 0)
-            b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
-            b_part = tl.load(p_sum + o_part, mask=m_part, other=0.0)
-            b_sum = tl.sum(b_part * tl.exp2(b_max - b_top[None, :]), 0)
+            b_max = tl.load(p_max + o_part, mask=m_part, other=float("-inf"))
+            b_top, b_sum = _merge_splits(b_max, tl.load(p_sum + o_part, mask=m_part, other=0.0))
             b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
             b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
-            b_p = tl.exp2(b_s - b_top[:, None]) / tl.where(b_sum == 0.0, 1.0, b_sum)[:, None]
-            b_mass += tl.sum(b_p, 0)
+            b_mass += tl.sum(tl.exp2(b_s - b_top[:, None]) / b_sum[:, None], 0)
         b_top_mass = tl.maximum(b_top_mass, b_mass)
     tl.store(p_out + i_h.to(tl.int64) * num_scored + o_n, b_top_mass / window, mask=o_n < num_scored)
-
-
-@triton.jit
-def _merged_lse(p_max, p_sum, base, ROWS: tl.constexpr, SPLITS: tl.constexpr):
-    """Log-sum-exp `[ROWS]` in base 2 of a tile's rows from the splits' parts; 0 for rows that see nothing."""
-    o_part = base + tl.arange(0, SPLITS)[:, None] * ROWS + tl.arange(0, ROWS)
-    b_max = tl.load(p_max + o_part)  # [SPLITS, ROWS]
-    b_top = tl.max(b_max, 0)
-    b_top = tl.where(b_top == float("-inf"), 0.0, b_top)
-    b_sum = tl.sum(tl.load(p_sum + o_part) * tl.exp2(b_max - b_top[None, :]), 0)
-    return b_top + tl.log2(tl.where(b_sum == 0.0, 1.0, b_sum))
 
 
 @triton.jit(
@@ -161,7 +156,9 @@ def window_peak_kernel(
     b_k = _keys(p_key, p_slots, i_h, o_n, num_tokens, stride_k, stride_kh, D, BLOCK_D)
     b_peak = tl.full([KEYS], float("-inf"), tl.float32)
     for i_m in range(0, row_tiles):
-        b_lse = _merged_lse(p_max, p_sum, (i_h * row_tiles + i_m) * SPLITS * ROWS, ROWS, SPLITS)
+        o_part = _parts_of_tile(i_h * row_tiles + i_m, ROWS, SPLITS)
+        b_top, b_sum = _merge_splits(tl.load(p_max + o_part), tl.load(p_sum + o_part))
+        b_lse = b_top + tl.log2(b_sum)
         o_m = i_m * ROWS + tl.arange(0, ROWS)
         b_q = _queries(p_query, i_h, o_m, window, stride_q, stride_h, G, D, BLOCK_D)
         b_s = _logits(b_q, b_k, o_m, o_n, num_tokens, window, scale_log2, G)
