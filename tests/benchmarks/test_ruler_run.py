@@ -19,15 +19,15 @@ class FakeServer:
 
     def generate(self, tokens, max_new_tokens, adakv=None, extra_key=None):
         self.calls.append((extra_key, max_new_tokens))
-        if adakv is not None:
+        if adakv is not None and max_new_tokens == 1:
             return self.prepare(tokens, adakv, extra_key)
         if self.evicted:
             self.evicted -= 1
             self.contexts.clear()
         text = self.tokenizer.decode(tokens)
         value = text.partition(" is: ")[2].split(".")[0]
-        for (namespace, context), wish in self.contexts.items():
-            if namespace == extra_key and tuple(tokens[: len(context)]) == context:
+        for (namespace, context, _), wish in self.contexts.items():
+            if namespace == extra_key and tuple(tokens[: len(context)]) == context and wish == adakv:
                 return self.reply(value, len(context), self.describe(wish, len(context)))
         return self.reply(value, 0, None)
 
@@ -35,14 +35,20 @@ class FakeServer:
         assert wish["compress"] and len(tokens) == wish["context_tokens"] + 1
         if self.refusal:
             return self.reply("", 0, {"compressed": False, "prepared": False, "reason": self.refusal})
-        self.contexts[namespace, tuple(tokens[:-1])] = wish
+        self.contexts[namespace, tuple(tokens[:-1]), str(wish)] = wish
         return self.reply("", 0, {**self.describe(wish, len(tokens) - 1), "prepared": True})
 
     @staticmethod
     def describe(wish, num_tokens):
         settings = {key: wish[key] for key in ("scorer", "allocator", "keep_ratio")}
         slots = int(wish["keep_ratio"] * num_tokens)
-        return {"compressed": True, "logical_tokens": num_tokens, "owned_slots": slots, **settings}
+        return {
+            "compressed": True,
+            "logical_tokens": num_tokens,
+            "owned_slots": slots,
+            "context_id": str(wish),
+            **settings,
+        }
 
     @staticmethod
     def reply(text, cached, report):
@@ -55,7 +61,7 @@ def rows(tokenizer, data):
     return list(Rows(("niah_single_1",), 3, 700, 0, data).samples(tokenizer))
 
 
-METHODS = parse_methods(["keydiff:adakv", "FULL", "snapkv:uniform:alpha=0.1"], [0.5, 0.25])
+METHODS = tuple(parse_methods(["keydiff:adakv", "FULL", "snapkv:uniform:alpha=0.1"], [0.5, 0.25]))
 
 
 def test_methods_are_the_full_cache_once_and_the_others_at_every_ratio():
@@ -73,7 +79,7 @@ def test_methods_are_the_full_cache_once_and_the_others_at_every_ratio():
 def test_every_method_is_measured_in_its_own_namespace(tokenizer, rows):
     server = FakeServer(tokenizer)
     for method in METHODS:
-        result = measure(server, RUN, Job(rows[0], method))
+        (result,) = measure(server, RUN, Job(rows[0], (method,)))
         context = len(rows[0].prompt.context)
         kept = context if method.wish is None else int(method.keep_ratio * context)
         assert (result.score, result.owned_slots) == (100, kept)
@@ -83,11 +89,22 @@ def test_every_method_is_measured_in_its_own_namespace(tokenizer, rows):
         server.calls.clear()
 
 
+def test_what_one_repetition_of_the_context_serves_is_measured_together(tokenizer, rows, tmp_path):
+    methods = parse_methods(["kvzip:cross-layer", "keydiff:adakv", "kvzip:adakv:alpha=0"], [0.5, 0.25])
+    jobs, server = plan(RUN, rows[:1], methods, tmp_path / "none"), FakeServer(tokenizer)
+    assert [len(job.methods) for job in jobs] == [4, 1, 1]
+    results = measure(server, RUN, jobs[0])
+    assert {(result.method, result.keep_ratio) for result in results} == {
+        (method.name, method.keep_ratio) for method in jobs[0].methods
+    }
+    assert {key for key, _ in server.calls} == {"ruler/kvzip"} and len(server.calls) == 8
+
+
 def test_an_evicted_context_is_prepared_again_and_a_lost_one_is_no_result(tokenizer, rows):
-    job = Job(rows[0], METHODS[1])
-    result = measure(FakeServer(tokenizer, evicted=2), RUN, job)
+    job = Job(rows[0], METHODS[1:2])
+    (result,) = measure(FakeServer(tokenizer, evicted=2), RUN, job)
     assert result.cached_tokens == len(rows[0].prompt.context)
-    with pytest.raises(NotMeasured, match=r"keydiff:adakv/0\.5: expected a compressed context, got None"):
+    with pytest.raises(NotMeasured, match=r"keydiff:adakv/0\.5: expected context .*, got None"):
         measure(FakeServer(tokenizer, evicted=99), RUN, job)
 
 
@@ -95,12 +112,12 @@ def test_answers_from_another_context_are_no_results(tokenizer, rows):
     server = FakeServer(tokenizer)
     server.describe = lambda wish, count: FakeServer.describe({**wish, "scorer": "random"}, count)
     with pytest.raises(NotMeasured, match="'scorer': 'random'"):
-        measure(server, RUN, Job(rows[0], METHODS[1]))
+        measure(server, RUN, Job(rows[0], METHODS[1:2]))
 
 
 def test_a_refusal_says_why(tokenizer, rows):
     with pytest.raises(NotMeasured, match="keep_ratio 0.5 of 30 tokens"):
-        measure(FakeServer(tokenizer, refusal="keep_ratio 0.5 of 30 tokens"), RUN, Job(rows[0], METHODS[1]))
+        measure(FakeServer(tokenizer, refusal="keep_ratio 0.5 of 30 tokens"), RUN, Job(rows[0], METHODS[1:2]))
 
 
 def test_an_interrupted_run_is_continued_where_it_stopped(tokenizer, rows, tmp_path):

@@ -2,7 +2,8 @@
 
 One JSON line per row, method and keep ratio is appended to --out; what the file holds already is left out. Then
 prints a table. A method is FULL, or scorer:allocator, or scorer:allocator:alpha=0.1 with other request options.
-Every method and keep ratio has a cache namespace of its own, and no answer counts whose context was another.
+Every method and keep ratio has a cache namespace of its own, except those that read the same repeated context; no
+answer counts whose context was another.
 
 Run: python benchmarks/quality/ruler/run.py --model MODEL --data FOLDER --methods FULL keydiff:adakv
      --keep-ratios 0.5 0.25 --out FILE.jsonl [--url URL] [-- SERVER OPTIONS]
@@ -28,7 +29,8 @@ import local_server
 from local_server import Server
 
 from adakv_sglang.config import CONFIG_VARIABLE
-from ruler.generate import Rows, Sample
+from adakv_sglang.core.scorers import SCORERS
+from ruler.generate import Rows, Sample, shard
 from ruler.results import Result, Run, append, known, load, save
 from ruler.summary import report
 
@@ -57,16 +59,18 @@ class Method:
 
     @property
     def namespace(self) -> str:
-        """Extra key of all its requests."""
+        """Extra key of all its requests: its own, or one for all methods that read the same repeated context."""
+        if self.wish is not None and SCORERS[self.wish["scorer"]].needs == "reconstruction":
+            return f"ruler/{self.wish['scorer']}"
         return f"ruler/{self.name}/{self.keep_ratio}"
 
 
 @dataclass(frozen=True)
 class Job:
-    """One row by one method."""
+    """One row by the methods of one namespace, at the same time."""
 
     sample: Sample
-    method: Method
+    methods: tuple[Method, ...]
 
 
 def parse_methods(names: list[str], keep_ratios: list[float]) -> list[Method]:
@@ -80,66 +84,89 @@ def parse_methods(names: list[str], keep_ratios: list[float]) -> list[Method]:
     return methods
 
 
-def measure(server: Server, run: Run, job: Job) -> Result:
-    """Prepare the context if the method has one, then ask."""
-    prompt, method, row = job.sample.prompt, job.method, job.sample.row
-    started = time.perf_counter()
-    for _ in range(ATTEMPTS):
-        if (problem := _prepare(server, job)) is not None:
-            continue
-        answer = server.generate(
-            prompt.context + prompt.question, row.max_new_tokens, extra_key=method.namespace
-        )
-        cached, report = answer["meta_info"]["cached_tokens"], answer["meta_info"].get("adakv")
-        if (problem := _problem(job, cached, report)) is None:
-            break
-    else:
-        raise NotMeasured(f"{row.task}, row {row.index}, {method.namespace}: {problem}")
+def measure(server: Server, run: Run, job: Job) -> list[Result]:
+    """Prepare the contexts of the methods that have one, then ask each."""
+    with ThreadPoolExecutor(len(job.methods)) as pool:
+        for _ in range(ATTEMPTS):
+            started = time.perf_counter()
+            made = list(pool.map(partial(_prepare, server, job.sample), job.methods))
+            answers = list(pool.map(partial(_ask, server, job.sample), job.methods))
+            seconds = round((time.perf_counter() - started) / len(job.methods), 3)
+            found = list(map(_problem, [job.sample] * len(made), job.methods, made, answers))
+            problem = next((problem for problem in found if problem is not None), None)
+            if problem is None:
+                pairs = zip(job.methods, answers, strict=True)
+                return [_result(run, job.sample, method, answer, seconds) for method, answer in pairs]
+    row = job.sample.row
+    raise NotMeasured(f"{row.task}, row {row.index}, {job.methods[0].namespace}: {problem}")
+
+
+def _prepare(server: Server, sample: Sample, method: Method) -> dict[str, Any]:
+    """Compress the context; the one token behind it is the question's first. Returns the report, {} for FULL."""
+    if method.wish is None:
+        return {}
+    prompt = sample.prompt
+    beginning, wish = prompt.context + prompt.question[:1], _wish(sample, method)
+    answer = server.generate(beginning, 1, adakv=wish, extra_key=method.namespace)
+    report: dict[str, Any] = answer["meta_info"].get("adakv") or {"reason": "the server runs without adakv"}
+    return report
+
+
+def _ask(server: Server, sample: Sample, method: Method) -> dict[str, Any]:
+    """The question behind the context; it names its settings, since its namespace may hold others too."""
+    prompt = sample.prompt
+    return server.generate(
+        prompt.context + prompt.question,
+        sample.row.max_new_tokens,
+        adakv=_wish(sample, method),
+        extra_key=method.namespace,
+    )
+
+
+def _wish(sample: Sample, method: Method) -> dict[str, Any] | None:
+    if method.wish is None:
+        return None
+    return {"compress": True, "context_tokens": len(sample.prompt.context), **method.wish}
+
+
+def _result(run: Run, sample: Sample, method: Method, answer: dict[str, Any], seconds: float) -> Result:
+    cached, report = answer["meta_info"]["cached_tokens"], answer["meta_info"].get("adakv")
     return run.result(
-        job.sample,
+        sample,
         method.name,
         method.keep_ratio,
         answer["text"],
         cached_tokens=cached,
-        owned_slots=report["owned_slots"] if report else len(prompt.context),
-        seconds=round(time.perf_counter() - started, 3),
+        owned_slots=report["owned_slots"] if report else len(sample.prompt.context),
+        seconds=seconds,
     )
 
 
-def _prepare(server: Server, job: Job) -> str | None:
-    """Compress the context; the one token behind it is the question's first. Returns why that failed."""
-    prompt, method = job.sample.prompt, job.method
-    if method.wish is None:
-        return None
-    wish = {"compress": True, "context_tokens": len(prompt.context), **method.wish}
-    beginning = prompt.context + prompt.question[:1]
-    answer = server.generate(beginning, 1, adakv=wish, extra_key=method.namespace)
-    report = answer["meta_info"].get("adakv") or {"reason": "the server runs without adakv"}
-    reason: str | None = report.get("reason")
-    return reason
-
-
-def _problem(job: Job, cached: int, report: dict[str, Any] | None) -> str | None:
+def _problem(sample: Sample, method: Method, made: dict[str, Any], answer: dict[str, Any]) -> str | None:
     """What is wrong with the context that a question was answered from."""
-    expected, context = job.method.wish, len(job.sample.prompt.context)
+    cached, report = answer["meta_info"]["cached_tokens"], answer["meta_info"].get("adakv")
+    expected, context = method.wish, len(sample.prompt.context)
     if expected is None:
         return None if report is None else f"expected the exact cache, got {report}"
-    if report is None or not report["compressed"]:
-        return f"expected a compressed context, got {report}"
+    if made.get("reason") is not None:
+        return str(made["reason"])
+    if report is None or not report["compressed"] or report["context_id"] != made["context_id"]:
+        return f"expected context {made['context_id']}, got {report}"
     got = {key: report[key] for key in expected if key in report}
     if any(expected[key] != value for key, value in got.items()) or report["logical_tokens"] != context:
         return f"expected {expected} on {context} tokens, got {got} on {report['logical_tokens']}"
     return None if cached >= context else f"expected {context} cached tokens, got {cached}"
 
 
-def run_jobs(jobs: list[Job], one: Callable[[Job], Result], concurrency: int, out: Path) -> None:
+def run_jobs(jobs: list[Job], one: Callable[[Job], list[Result]], concurrency: int, out: Path) -> None:
     """Many at once; each result is saved when it is there."""
     started = time.monotonic()
     with ThreadPoolExecutor(concurrency) as pool:
         waiting = [pool.submit(one, job) for job in jobs]
         try:
             for done, future in enumerate(as_completed(waiting), 1):
-                save(out, future.result())
+                for result in future.result():
+                    save(out, result)
                 seconds = time.monotonic() - started
                 print(f"\r{done} of {len(jobs)}, {seconds:.0f} s", end="", file=sys.stderr, flush=True)
         except BaseException:
@@ -150,13 +177,14 @@ def run_jobs(jobs: list[Job], one: Callable[[Job], Result], concurrency: int, ou
 
 def plan(run: Run, samples: list[Sample], methods: list[Method], out: Path) -> list[Job]:
     """Row by row, all methods of one row together; without what the file holds."""
-    done = known(out)
-    return [
-        Job(sample, method)
-        for sample in samples
-        for method in methods
-        if run.key(sample, method.name, method.keep_ratio) not in done
-    ]
+    done, jobs = known(out), []
+    for sample in samples:
+        groups: dict[str, list[Method]] = {}
+        for method in methods:
+            if run.key(sample, method.name, method.keep_ratio) not in done:
+                groups.setdefault(method.namespace, []).append(method)
+        jobs += [Job(sample, tuple(group)) for group in groups.values()]
+    return jobs
 
 
 @contextmanager
@@ -182,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--methods", nargs="+", default=[FULL, "keydiff:adakv"])
     parser.add_argument("--keep-ratios", type=float, nargs="+", default=[0.5, 0.25, 0.1])
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--shard", default="0/1", help="I/N: every N-th row from the I-th on")
     parser.add_argument("--out", type=Path, required=True)
     return parse_before_server_options(parser)
 
@@ -194,7 +223,7 @@ def main() -> None:
     options = parse()
     rows, run = Rows.of(options), Run(Path(options.model).name, options.seed, options.length)
     methods = parse_methods(options.methods, options.keep_ratios)
-    samples = list(rows.samples(AutoTokenizer.from_pretrained(options.model)))
+    samples = shard(list(rows.samples(AutoTokenizer.from_pretrained(options.model))), options.shard)
     jobs = plan(run, samples, methods, options.out)
     if jobs:
         with serving(options) as server:
