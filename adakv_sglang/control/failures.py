@@ -1,0 +1,106 @@
+"""Refusals: one shape for all of them, and one line per field that is wrong."""
+
+import re
+import reprlib
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from typing import Any, Final
+
+from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+
+from adakv_sglang.control.models import Failure, FailureBody
+from adakv_sglang.control.service import ServiceError
+
+__all__ = ["ControlRoute", "failure", "failures", "lines", "short"]
+
+TYPES: Final = {
+    400: ("invalid_request", "What was asked for does not fit this server, or the body is not JSON."),
+    404: ("not_found", "No context has this id."),
+    409: ("conflict", "Not now: too much is pinned, there is no room, or the prefix cannot be compressed."),
+    413: ("too_large", "The body is larger than 10 MiB."),
+    415: ("unsupported_media_type", "The body is not declared as application/json."),
+    422: ("invalid_fields", "Fields are missing, unknown or out of range; one line each."),
+    503: ("unavailable", "The server is shutting down, or its scheduler does not answer in time."),
+}
+PHRASES: Final = (  # pydantic's words in ours
+    (r"^(Input|String) should (be|have) (?=greater|less)", "expected a number "),
+    (r"^(Input|String) should (be|have) ", "expected "),
+    (r"a valid tuple", "a list"),
+    (r"a valid dictionary( or instance of \w+)?", "an object"),
+    (r"a valid boolean", "true or false"),
+    (r"a valid integer(, .*)?", "a whole number"),
+    (r"a valid ", "a "),
+    (r"\bNone\b", "null"),
+)
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = 80
+_short.maxlevel = 2
+
+
+def failure(status: int, message: str) -> Response:
+    """The answer to a request that is refused."""
+    kind = TYPES.get(status, ("error", ""))[0]
+    body = FailureBody(error=Failure(message=message, type=kind, code=status))
+    return Response(body.model_dump_json(), status, media_type="application/json")
+
+
+def failures(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The OpenAPI part of a route that can be refused with these."""
+    return {status: {"model": FailureBody, "description": TYPES[status][1]} for status in statuses}
+
+
+def lines(errors: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Pydantic's errors, a line for each field: where, what was expected, what was got."""
+    told: list[str] = []
+    places: list[tuple[Any, ...]] = []
+    for error in errors:
+        place = tuple(error["loc"])
+        if any(other[: len(place)] == place for other in places):
+            continue  # a list with a bad item is also said to be too short
+        places.append(place)
+        told.append(_line(error))
+    return told
+
+
+def _line(error: Mapping[str, Any]) -> str:
+    place = [str(part) for part in error["loc"]]
+    where, limits = ".".join(place).removeprefix("query.") or "body", error.get("ctx", {})
+    match error["type"]:
+        case "value_error":
+            return str(error["msg"]).removeprefix("Value error, ")
+        case "missing":
+            return f"{where}: expected a value, got none; add it"
+        case "too_short":
+            return f"{where}: expected {limits['min_length']} or more items, got {len(error['input'])}"
+        case "too_long":
+            return f"{where}: expected {limits['max_length']} or fewer items, got {len(error['input'])}"
+    message = str(error["msg"])
+    for theirs, ours in PHRASES:
+        message = re.sub(theirs, ours, message)
+    return f"{where}: {message}, got {short(error['input'])}"
+
+
+def short(value: object) -> str:
+    """A value from outside in at most 160 characters, as it would look in JSON where that is simple."""
+    simple = {None: "null", True: "true", False: "false"}
+    return simple[value] if value is None or isinstance(value, bool) else _short.repr(value)[:160]
+
+
+class ControlRoute(APIRoute):
+    """A route that answers refusals itself, whatever handlers the application around it has."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """The endpoint, with refusals as answers."""
+        handle = super().get_route_handler()
+
+        async def answered(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except ServiceError as refusal:
+                return failure(refusal.status, refusal.message)
+            except RequestValidationError as invalid:
+                return failure(422, "\n".join(lines(invalid.errors())))
+
+        return answered
