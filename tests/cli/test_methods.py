@@ -1,4 +1,4 @@
-"""The command `adakv`."""
+"""`adakv methods`."""
 
 import json
 import re
@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from adakv_sglang import AdaKVConfig
-from adakv_sglang.cli import NEEDS, main
+from adakv_sglang.cli import main
+from adakv_sglang.cli.methods import NEEDS
 from adakv_sglang.config import ALLOCATORS, SCORERS
 from adakv_sglang.core.budgets import ALLOCATOR_SPECS
 from adakv_sglang.core.scorers import SCORERS as SPECS
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture

@@ -1,11 +1,11 @@
-"""The command `adakv`: what this version offers, without a server."""
+"""`adakv methods`: what this version offers, without a server."""
 
 import argparse
 import json
 import sys
-from collections.abc import Sequence
 from typing import Any, Final
 
+from adakv_sglang.cli.text import table
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.budgets import ALLOCATOR_SPECS
 from adakv_sglang.core.scorers import SCORERS
@@ -19,13 +19,8 @@ NEEDS: Final = {
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; argparse ends with 2 and the usage where there is none of that name."""
-    parser = argparse.ArgumentParser(prog="adakv", description="Ada-KV contexts for SGLang")
-    commands = parser.add_subparsers(dest="command", required=True)
-    methods = commands.add_parser("methods", help="list all scorers and allocators")
-    methods.add_argument("--json", action="store_true", help="as JSON")
-    options = parser.parse_args(arguments)
+def run(options: argparse.Namespace) -> int:
+    """Print all scorers and allocators."""
     found = describe()
     sys.stdout.write(json.dumps(found, indent=2) + "\n" if options.json else as_text(found))
     return 0
@@ -51,7 +46,7 @@ def as_text(found: dict[str, list[dict[str, Any]]]) -> str:
     scorers = [(_name(each), NEEDS[each["needs"]], each["cost"], _source(each)) for each in found["scorers"]]
     allocators = [(_name(each), each["idea"], _source(each)) for each in found["allocators"]]
     head = ("scorer", "needs", "costs beside the window's attention", "source")
-    tables = (_table([head, *scorers]), _table([("allocator", "idea", "source"), *allocators]))
+    tables = (table([head, *scorers]), table([("allocator", "idea", "source"), *allocators]))
     return "\n".join((*tables, "* unless the settings say otherwise\n"))
 
 
@@ -61,13 +56,3 @@ def _name(each: dict[str, Any]) -> str:
 
 def _source(each: dict[str, Any]) -> str:
     return f"arXiv {each['source']}" if each["source"] else "a baseline"
-
-
-def _table(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
-    return "".join(line.rstrip() + "\n" for line in lines)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

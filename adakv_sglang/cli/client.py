@@ -1,0 +1,196 @@
+"""HTTP to a running server's /adakv routes, by the standard library alone."""
+
+import argparse
+import http.client
+import json
+import os
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass, field
+from typing import Any, Final, NoReturn, Self
+
+from adakv_sglang.cli.failures import Refused, Unreachable, WrongUsage
+from adakv_sglang.cli.text import printable
+
+URL: Final = "http://localhost:30000"
+PAGE: Final = 1000  # contexts per answer, the most that a server gives
+KEY_HELP: Final = (
+    "give the server's admin key, or its API key if it has no other, as --api-key or ADAKV_API_KEY"
+)
+
+
+def connection_options(timeout_s: float) -> argparse.ArgumentParser:
+    """Options that every command with a server has; a parent for its parser."""
+    parser = argparse.ArgumentParser(add_help=False)
+    group = parser.add_argument_group("server")
+    group.add_argument(
+        "--url", default=os.environ.get("ADAKV_URL") or URL, help=f"default: ADAKV_URL, or {URL}"
+    )
+    group.add_argument(
+        "--api-key", default=os.environ.get("ADAKV_API_KEY") or None, help="default: ADAKV_API_KEY"
+    )
+    group.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=timeout_s,
+        metavar="SECONDS",
+        help=f"longest wait for an answer (default: {timeout_s:g})",
+    )
+    parser.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value <= 1e6:
+        raise argparse.ArgumentTypeError(f"expected seconds above 0, got {text!r}")
+    return value
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A key must not follow a redirect to another host."""
+
+    def redirect_request(self, *_args: Any, **_kwargs: Any) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Client:
+    """One server. Raises Refused with the server's words, Unreachable without an answer or with the wrong key."""
+
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    timeout_s: float = 60.0
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urllib.parse.urlsplit(self.url)
+            usable = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            usable = False
+        if not usable or any(not char.isprintable() or char.isspace() for char in self.url):
+            raise WrongUsage(f"--url: expected http://HOST:PORT, got {self.url!r}")
+        if self.api_key is not None and not (self.api_key.isascii() and self.api_key.isprintable()):
+            raise WrongUsage("--api-key: expected printable ASCII characters")
+        object.__setattr__(self, "url", self.url.rstrip("/"))
+
+    @classmethod
+    def of(cls, options: argparse.Namespace) -> Self:
+        """The server that a command's options name."""
+        return cls(options.url, options.api_key, options.timeout)
+
+    def call(self, method: str, path: str, body: Any = None, needs: tuple[str, ...] = ("id",)) -> Any:
+        """The answer, a JSON object with the fields `needs`."""
+        data = None if body is None else encoded(body)
+        headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}"
+        request = urllib.request.Request(self.url + path, data, headers, method=method)
+        try:
+            with urllib.request.build_opener(_NoRedirects()).open(request, timeout=self.timeout_s) as answer:
+                found = _parsed(answer.read())
+        except urllib.error.HTTPError as error:
+            self._refuse(error)
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(self._silence(error)) from None
+        if not isinstance(found, dict) or any(name not in found for name in needs):
+            raise Unreachable(f"{self.url}: expected an answer of adakv's routes, got another; check --url")
+        return found
+
+    def contexts(self, state: str | None = None, limit: int | None = None) -> dict[str, Any]:
+        """All contexts in that state, or the newest `limit` of them, as one page."""
+        found: list[Any] = []
+        while True:
+            size = PAGE if limit is None else min(PAGE, limit - len(found))
+            query = {"offset": len(found), "limit": size} | ({"state": state} if state else {})
+            path = f"/adakv/contexts?{urllib.parse.urlencode(query)}"
+            page = self.call("GET", path, needs=("contexts", "total"))
+            found += page["contexts"]
+            if not page["contexts"] or len(found) in (page["total"], limit) or len(found) > page["total"]:
+                return {**page, "offset": 0, "limit": len(found), "contexts": found}
+
+    def full_id(self, start: str) -> str:
+        """The one context whose id begins so; the whole id counts even if another begins with it."""
+        known = dict.fromkeys(str(context["id"]) for context in self.contexts()["contexts"])
+        if start in known:
+            return start
+        match [each for each in known if start and each.startswith(start)]:
+            case [only]:
+                return only
+            case []:
+                raise Refused(f"{start!r}: no context begins so; adakv contexts list shows them", 404)
+            case several:
+                named = ", ".join(printable(each) for each in several)
+                raise Refused(
+                    f"{start!r}: {len(several)} contexts begin so; give more of one of {named}", 404
+                )
+
+    def context(self, context_id: str, method: str = "GET", body: Any = None) -> Any:
+        """Ask for, change or drop one context, by its whole id."""
+        return self.call(method, f"/adakv/contexts/{urllib.parse.quote(context_id, safe='')}", body)
+
+    def _refuse(self, error: urllib.error.HTTPError) -> NoReturn:
+        with error:
+            try:
+                found = _parsed(error.read())
+            except (OSError, http.client.HTTPException):
+                found = None
+        if error.code in (401, 403):
+            raise Unreachable(f"{self.url}: not authorised ({error.code}); {KEY_HELP}")
+        if error.code in (404, 405) and not (isinstance(found, dict) and "error" in found):
+            raise Unreachable(
+                f"{self.url}: no /adakv routes there; start the server with --enable-adakv, or check --url"
+            )
+        if 300 <= error.code < 400:
+            target = printable(error.headers.get("Location"))
+            raise Unreachable(f"{self.url}: redirects to {target}; give the final address as --url")
+        raise Refused(_message(found) or f"status {error.code} ({error.reason})", error.code)
+
+    def _silence(self, error: Exception) -> str:
+        reason = getattr(error, "reason", error)
+        if isinstance(reason, TimeoutError):
+            return (
+                f"{self.url}: no answer within {self.timeout_s:g} s; raise --timeout, or see the server's log"
+            )
+        if isinstance(reason, ConnectionResetError | BrokenPipeError | http.client.HTTPException):
+            return f"{self.url}: the server broke off before it had answered; see its log"
+        said = getattr(reason, "strerror", None) or reason or type(reason).__name__
+        return f"{self.url}: no server answers ({printable(said)}); start it, or check --url"
+
+
+def encoded(body: Any) -> bytes:
+    """JSON in UTF-8; raise WrongUsage for halves of characters, as arguments in another encoding have them."""
+    try:
+        return json.dumps(body, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        raise WrongUsage("expected text that UTF-8 can hold, got other characters or bytes") from None
+
+
+def _parsed(data: bytes) -> Any:
+    try:
+        return json.loads(data)
+    except ValueError:  # also bytes that are no UTF-8
+        return None
+
+
+def _message(found: Any) -> str:
+    """What an error's body says: ours and SGLang's `error.message`, `message`, FastAPI's `detail`."""
+    if not isinstance(found, dict):
+        return ""
+    said = found.get("error", found)
+    if isinstance(said, dict):
+        said = said.get("message") or said.get("detail") or ""
+    if isinstance(said, list):
+        said = "; ".join(_detail(each) for each in said)
+    return printable(said)
+
+
+def _detail(each: Any) -> str:
+    if not isinstance(each, dict):
+        return str(each)
+    place = ".".join(str(part) for part in each.get("loc", ()) if part != "body")
+    return f"{place}: {each.get('msg', '')}" if place else str(each.get("msg", ""))

@@ -1,0 +1,176 @@
+"""`adakv contexts`: list, show, pin, unpin and drop the contexts of a running server; `add` is in adding.py."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from typing import Any, Final
+
+from adakv_sglang.cli import adding
+from adakv_sglang.cli.client import Client, connection_options
+from adakv_sglang.cli.failures import Refused
+from adakv_sglang.cli.text import ago, bar, count, memory, print_json, printable, ratio, share, table
+
+STATES: Final = ("queued", "scoring", "ready", "evicted", "failed")
+_HEAD: Final = (
+    *("id", "state", "tokens", "slots", "kept", "mass", "scorer", "allocator", "hits", "last used"),
+    *("origin", "pinned"),
+)
+_NUMBERS: Final = frozenset((2, 3, 4, 5, 8))
+_ID_HELP: Final = "id of a context, or the beginning of one"
+
+
+def add_parser(commands: Any) -> None:
+    """Put `contexts` and its commands among argparse's `commands`."""
+    group = commands.add_parser("contexts", help="contexts of a running server")
+    kinds = group.add_subparsers(dest="action", required=True)
+    adding.add_parser(kinds)
+    quick = connection_options(60)
+    listed = kinds.add_parser("list", parents=[quick], help="all contexts, newest first")
+    listed.add_argument("--state", choices=STATES, help="only those in this state")
+    listed.add_argument("--limit", type=_positive, metavar="N", help="only the newest N")
+    listed.set_defaults(run=list_all)
+    shown = kinds.add_parser("show", parents=[quick], help="one context, layer by layer")
+    shown.add_argument("id", help=_ID_HELP)
+    shown.set_defaults(run=show)
+    for name, run, words in (
+        ("pin", pin, "keep contexts when the pool runs full"),
+        ("unpin", unpin, "let pinned contexts be evicted again"),
+        ("drop", drop, "drop contexts; requests that use them end first"),
+    ):
+        changed = kinds.add_parser(name, parents=[quick], help=words)
+        changed.add_argument("ids", nargs="+", metavar="ID", help=_ID_HELP)
+        changed.set_defaults(run=run)
+
+
+def list_all(options: argparse.Namespace) -> int:
+    """A table of all contexts."""
+    page = Client.of(options).contexts(options.state, options.limit)
+    if options.json:
+        print_json(page)
+        return 0
+    found, total = page["contexts"], page["total"]
+    if found:
+        sys.stdout.write(table([_HEAD, *map(_row, found)], right=_NUMBERS))
+    if len(found) != total or not found:
+        which = f"{options.state} contexts" if options.state else "contexts"
+        sys.stdout.write(f"{len(found)} of {count(total)} {which}\n" if total else f"no {which}\n")
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Everything about one context."""
+    client = Client.of(options)
+    found = client.context(client.full_id(options.id))
+    if options.json:
+        print_json(found)
+    else:
+        sys.stdout.write(as_text(found))
+    return 0
+
+
+def pin(options: argparse.Namespace) -> int:
+    """Pin every context that is named."""
+    return _change(options, "PATCH", {"pinned": True}, "pinned")
+
+
+def unpin(options: argparse.Namespace) -> int:
+    """Unpin every context that is named."""
+    return _change(options, "PATCH", {"pinned": False}, "not pinned")
+
+
+def drop(options: argparse.Namespace) -> int:
+    """Drop every context that is named."""
+    return _change(options, "DELETE", None, "dropped")
+
+
+def as_text(found: dict[str, Any]) -> str:
+    """Facts, then a table with one line per layer."""
+    parts = [table(_facts(found))]
+    if masses := found.get("retained_mass_per_layer"):
+        parts.append(_layers(masses, found.get("head_budgets"), found.get("bound")))
+    return "\n".join(parts)
+
+
+def slots_text(found: dict[str, Any]) -> str:
+    """`1,200 -> 360 slots`; without the slots unless the context is ready."""
+    tokens = count(found.get("tokens", 0))
+    return f"{tokens} -> {count(found['slots'])} slots" if found.get("slots") else f"{tokens} tokens"
+
+
+def _change(options: argparse.Namespace, method: str, body: Any, done: str) -> int:
+    """One line per context; all names are resolved before the first is touched, and all are tried."""
+    client = Client.of(options)
+    ids = list(dict.fromkeys(client.full_id(start) for start in options.ids))
+    answers, status = [], 0
+    for context_id in ids:
+        try:
+            found = client.context(context_id, method, body)
+        except Refused as refusal:
+            status = 1
+            answers.append({"id": context_id, "error": {"message": str(refusal), "code": refusal.code}})
+            sys.stderr.write(f"adakv: {context_id}: {refusal}\n")
+            continue
+        answers.append(found)
+        if not options.json:
+            sys.stdout.write(f"{printable(found['id'])}  {slots_text(found)}  {done}\n")
+    if options.json:
+        print_json(answers)
+    return status
+
+
+def _row(found: dict[str, Any]) -> tuple[str, ...]:
+    texts = [printable(found.get(name, "-")) for name in ("id", "state", "scorer", "allocator", "origin")]
+    context_id, state, scorer, allocator, origin = texts
+    return (
+        *(context_id, state, count(found.get("tokens", 0)), count(found.get("slots", 0))),
+        *(ratio(found.get("keep_ratio")), share(found.get("retained_mass")), scorer, allocator),
+        *(count(found.get("hits", 0)), ago(found.get("last_used")), origin),
+        "pinned" if found.get("pinned") else "",
+    )
+
+
+def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
+    state = [printable(found.get("state", "-"))]
+    state += ["pinned"] if found.get("pinned") else []
+    state += ["found by new requests" if found.get("visible") else "not found by new requests"]
+    saved = f"{count(found.get('saved_slots', 0))} saved, {memory(found.get('saved_bytes', 0))}"
+    target = ", ".join(f"{name} {value:g}" for name, value in (found.get("target") or {}).items())
+    settings = [f"keep ratio {ratio(found.get('keep_ratio'))}", *([f"for {target}"] if target else [])]
+    settings += [printable(found.get(name, "-")) for name in ("scorer", "allocator")]
+    settings += [f"alpha {ratio(found.get('alpha'))}"]
+    replicas = ", ".join(str(rank) for rank in found.get("replicas") or ())
+    rows = [
+        ("id", printable(found["id"])),
+        ("state", ", ".join(state)),
+        ("reason", printable(found.get("reason") or "")),
+        ("tokens", slots_text(found) + (f" ({saved})" if found.get("slots") else "")),
+        ("settings", ", ".join(settings)),
+        ("retained mass", share(found.get("retained_mass"))),
+        ("hits", f"{count(found.get('hits', 0))}, last used {ago(found.get('last_used'))}"),
+        ("made", f"{ago(found.get('created'))}, origin {printable(found.get('origin', '-'))}"),
+        ("replicas", replicas),
+        ("starts with", printable(found.get("text_head") or "")),
+    ]
+    return [row for row in rows if row[1]]
+
+
+def _layers(masses: Sequence[float], budgets: Any, bounds: Any) -> str:
+    """One line per layer: retained mass, the fewest, mean and most tokens of a head, and the bound."""
+    head = ["layer", "retained mass", ""]
+    head += ["fewest", "mean", "most"] if budgets else []
+    head += ["bound"] if bounds else []
+    rows = [head]
+    for layer, mass in enumerate(masses):
+        row = [str(layer), bar(mass), f"{mass:.3f}"]
+        if budgets:
+            kept = budgets[layer]
+            row += [count(min(kept)), f"{sum(kept) / len(kept):,.1f}", count(max(kept))]
+        row += [f"{bounds[layer]:.4g}"] if bounds else []
+        rows.append(row)
+    return table(rows, right=(0, *range(2, len(head))))
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)

@@ -1,0 +1,73 @@
+"""Plain text for a terminal: tables, numbers, times."""
+
+import json
+import sys
+import time
+from collections.abc import Collection, Sequence
+from typing import Any
+
+BAR_WIDTH = 20
+
+
+def table(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> str:
+    """Rows with aligned columns, two blanks apart; columns whose number is in `right` end at the same place."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if place in right else cell.ljust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in rows
+    )
+    return "".join(line.rstrip() + "\n" for line in lines)
+
+
+def printable(text: object) -> str:
+    """One line without control characters: what a server says must not steer a terminal."""
+    return "".join(char if char.isprintable() else " " for char in " ".join(str(text).split()))
+
+
+def print_json(value: Any) -> None:
+    """Indented JSON on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def count(number: int) -> str:
+    """12345 as 12,345."""
+    return f"{number:,}"
+
+
+def share(value: float | None) -> str:
+    """A share in [0, 1] with three digits; a dash for none."""
+    return "-" if value is None else f"{value:.3f}"
+
+
+def ratio(value: float | None) -> str:
+    """A keep ratio as short as it was given; a dash for none."""
+    return "-" if value is None else f"{value:.4g}"
+
+
+def memory(num_bytes: int) -> str:
+    """Bytes in the largest unit of 1024 that leaves at least 1."""
+    amount, unit = float(num_bytes), "B"
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if abs(amount) < 1024 or unit == "TiB":
+            break
+        amount /= 1024
+    return f"{num_bytes} B" if unit == "B" else f"{amount:.1f} {unit}"
+
+
+def ago(moment: float | None, now: float | None = None) -> str:
+    """How long ago a unix time was, in its largest unit; "never" for none."""
+    if moment is None:
+        return "never"
+    seconds = max(0.0, (time.time() if now is None else now) - moment)
+    for length, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= length:
+            return f"{seconds / length:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def bar(value: float) -> str:
+    """A share in [0, 1] as a bar of BAR_WIDTH characters."""
+    return ("█" * round(BAR_WIDTH * min(max(value, 0.0), 1.0))).ljust(BAR_WIDTH)
