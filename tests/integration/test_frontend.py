@@ -1,48 +1,15 @@
-"""Chat: what a request says in messages, in tokens. One token per character, templates as models have them."""
+"""Chat: what a request says in messages, in tokens; and its report in the answer."""
 
+import asyncio
+import json
 from types import SimpleNamespace
 
 import pytest
+from fake_chat import TALK, Serving, chatml, strict, thinking
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 
 from adakv_sglang import ConfigError
-from adakv_sglang.integration.frontend import mark_boundary
-
-TALK = (("system", "be brief"), ("user", "the text"), ("assistant", "read"), ("user", "who?"))
-
-
-def chatml(messages):
-    return "".join(f"<{role}>{text}</>" for role, text in messages) + "<assistant>"
-
-
-def thinking(messages):
-    """Answers before the last question lose their thoughts, later ones have some."""
-    last = max((i for i, (role, _) in enumerate(messages) if role == "user"), default=-1)
-    shown = [
-        (role, f"(hm){text}" if role == "assistant" and i > last else text)
-        for i, (role, text) in enumerate(messages)
-    ]
-    return chatml(shown)
-
-
-def strict(messages):
-    """Roles alternate, and somebody must have asked something."""
-    roles = [role for role, _ in messages if role != "system"]
-    if not roles or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
-        raise ValueError("roles must alternate")
-    return chatml(messages)
-
-
-class Serving:
-    """In place of SGLang's: renders with a template."""
-
-    def __init__(self, template):
-        self._template = template
-        self.tokenizer_manager = SimpleNamespace(model_config=SimpleNamespace(is_multimodal=False))
-
-    def _process_messages(self, request, is_multimodal):
-        text = self._template([(message.role, message.content) for message in request.messages])
-        return SimpleNamespace(prompt_ids=[ord(letter) for letter in text])
+from adakv_sglang.integration.frontend import mark_boundary, report_in_answer, report_in_stream
 
 
 def marked(wish, template=chatml, talk=TALK):
@@ -50,7 +17,7 @@ def marked(wish, template=chatml, talk=TALK):
     messages = [{"role": role, "content": text} for role, text in talk]
     custom = {"adakv": {"compress": True, **wish}, "other": 1}
     request = ChatCompletionRequest(model="m", messages=messages, custom_params=custom)
-    adapted = SimpleNamespace(sampling_params={})
+    adapted = SimpleNamespace(sampling_params={}, input_ids=[ord(letter) for letter in template(talk)])
     mark_boundary((adapted, request), Serving(template), request)
     if not adapted.sampling_params:
         return None, template(talk)
@@ -133,3 +100,61 @@ def test_a_template_that_renders_no_part_is_named():
         assert "renders no part of the conversation alone; give context_tokens" in refusal(
             wish, all_or_nothing
         )
+
+
+REPORT = {"compressed": True, "context_id": "c0", "reason": "é", "head_budgets": [[1]], "bound": [0.1]}
+BRIEF = {"compressed": True, "context_id": "c0", "reason": "é"}
+
+
+@pytest.mark.parametrize("before", [None, {"weight_version": "default"}])
+def test_a_chats_answer_carries_the_report_without_its_details(before):
+    answer = SimpleNamespace(metadata=before)
+    report_in_answer(answer, None, None, [{"meta_info": {"adakv": REPORT}}, {"meta_info": {}}], 0)
+    assert answer.metadata == {**(before or {}), "adakv": BRIEF}
+
+
+def test_an_answer_without_a_report_and_an_error_stay_as_they_are():
+    answer, error = SimpleNamespace(metadata=None), SimpleNamespace()
+    report_in_answer(answer, None, None, [{"meta_info": {}}], 0)
+    report_in_answer(error, None, None, [{"meta_info": {"adakv": REPORT}}], 0)
+    assert answer.metadata is None and vars(error) == {}
+
+
+CHUNKS = (
+    'data: {"choices":[{"delta":{"role":"assistant"}}]}\n\n',
+    'data: {"choices":[{"delta":{"content":"\\"finish_reason\\":\\"stop\\""}}]}\n\n',
+    'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n',
+    "data: [DONE]\n\n",
+)
+
+
+def streamed(report):
+    """The chunks that leave if the scheduler's report came with the answer, and whether the stream was closed."""
+    adapted, closed = SimpleNamespace(), []
+
+    async def original(*_):
+        try:
+            for chunk in CHUNKS:
+                if report is not None:
+                    adapted._adakv_report = report
+                yield chunk
+        finally:
+            closed.append(True)
+
+    async def collect():
+        return [chunk async for chunk in report_in_stream(original, None, adapted, None, None)]
+
+    return asyncio.run(collect()), closed
+
+
+def test_a_chats_stream_carries_the_report_in_the_chunk_that_ends_the_answer():
+    chunks, closed = streamed(REPORT)
+    assert (chunks[:2], chunks[3:]) == (list(CHUNKS[:2]), list(CHUNKS[3:]))
+    assert chunks[2].startswith("data: {") and chunks[2].endswith("}\n\n")
+    last = json.loads(chunks[2].removeprefix("data: "))
+    assert last.pop("metadata") == {"adakv": BRIEF}
+    assert last == json.loads(CHUNKS[2].removeprefix("data: ")) and closed
+
+
+def test_a_stream_without_a_report_stays_as_it_is():
+    assert streamed(None) == (list(CHUNKS), [True])

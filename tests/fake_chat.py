@@ -1,0 +1,48 @@
+"""In place of SGLang's chat: one token per character, templates as models have them."""
+
+from types import SimpleNamespace
+
+TALK = (("system", "be brief"), ("user", "the text"), ("assistant", "read"), ("user", "who?"))
+
+
+def chatml(messages):
+    return "".join(f"<{role}>{text}</>" for role, text in messages) + "<assistant>"
+
+
+def thinking(messages):
+    """Answers before the last question lose their thoughts, later ones have some."""
+    last = max((i for i, (role, _) in enumerate(messages) if role == "user"), default=-1)
+    shown = [
+        (role, f"(hm){text}" if role == "assistant" and i > last else text)
+        for i, (role, text) in enumerate(messages)
+    ]
+    return chatml(shown)
+
+
+def strict(messages):
+    """Roles alternate, and somebody must have asked something."""
+    roles = [role for role, _ in messages if role != "system"]
+    if not roles or any(role != ("user", "assistant")[i % 2] for i, role in enumerate(roles)):
+        raise ValueError("roles must alternate")
+    return chatml(messages)
+
+
+class Serving:
+    """Renders with a template; content parts are joined by blanks, as SGLang does it for most templates."""
+
+    supports_inline_system = False
+
+    def __init__(self, template):
+        self._template = template
+        self.tokenizer_manager = SimpleNamespace(model_config=SimpleNamespace(is_multimodal=False))
+        self.rendered = 0
+
+    def _process_messages(self, request, is_multimodal):
+        self.rendered += 1
+        text = self._template([(message.role, text_of(message.content)) for message in request.messages])
+        return SimpleNamespace(prompt_ids=[ord(letter) for letter in text])
+
+
+def text_of(content):
+    """Content as the templates get it."""
+    return content if isinstance(content, str) else " ".join(part.text for part in content)
