@@ -1,0 +1,232 @@
+"""Makes contexts of prefixes that many requests share, in the background, before anybody orders them.
+
+Every plain request is looked at once, when its prompt is in the tree: which parts of its path have other requests
+come by? A prefix that enough have shared is prepared by a request of our own. Its exact tokens are in the tree, so
+that request computes no more than what its scorer reads, in one step; it stands behind waiting clients, and only
+where there is room without taking any from them.
+"""
+
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final
+
+from adakv_sglang.core.contexts import ContextKey
+from adakv_sglang.core.sharing import SharingTable, digests, shared_lengths
+from adakv_sglang.integration.own_requests import PATIENCE, NotTaken, a_client_waits, is_lost, submit
+from adakv_sglang.integration.request_state import PrepareOrder, Refusal, RequestState, RequestStates
+
+if TYPE_CHECKING:
+    from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+
+logger = logging.getLogger(__name__)
+LONGEST_LINE: Final = 16  # prefixes that wait at a time
+REST: Final = 1000  # requests that share something, before what could not be prepared is tried again
+
+
+@dataclass(slots=True, eq=False)
+class _Candidate:
+    """A prefix to be prepared. waited: batches. req, state: our request and its state, once it is in line."""
+
+    key: ContextKey
+    lora_id: str | None
+    waited: int = 0
+    req: Any = None
+    state: RequestState = field(default_factory=lambda: RequestState(None))
+
+
+class AutomaticPreparer:
+    """One per tree; every rank of a group does the same at the same step.
+
+    counts: requests of our own that were put in line, contexts they made, and prefixes that could not be prepared.
+    speaks: whether this rank logs what is made.
+    """
+
+    def __init__(self, tree: "AdaKVRadixCache") -> None:
+        self._tree = tree
+        self._table = SharingTable(tree.config.auto_hits)
+        self._line: deque[_Candidate] = deque()
+        self._current: _Candidate | None = None
+        self._refused: deque[tuple[int, ContextKey]] = deque(maxlen=LONGEST_LINE)  # since when
+        self._seen = 0  # requests that shared something
+        self.counts = {"ordered": 0, "made": 0, "refused": 0}
+        self.speaks = True
+
+    def snapshot(self) -> dict[str, int]:
+        """Counts, for the server's state."""
+        return {"prefixes": len(self._table), "waiting": len(self._line), **self.counts}
+
+    def clear(self) -> None:
+        """Forget everything but the counts: the tree was reset."""
+        self._table.clear()
+        self._line.clear()
+        self._refused.clear()
+        self._current = None
+
+    def see(self, req: Any, state: RequestState, up_to: int) -> None:
+        """A request's first `up_to` tokens are in the tree: count whom it shares them with, once per request."""
+        if state.is_counted or up_to < len(req.origin_input_ids):
+            return
+        state.is_counted = True
+        if state.remembered is None or not _is_plain(state):
+            return
+        nodes, (_, limit) = self._path(req.last_node), state.remembered
+        lengths = shared_lengths(nodes, self._tree.config.min_tokens, limit)
+        if not lengths:
+            return
+        self._seen += 1
+        tokens = req.full_untruncated_fill_ids
+        names = digests(state.base_key, req.cache_salt, tokens, list(lengths))
+        place = self._table.see(names, list(lengths.values()))
+        if place is not None:
+            prefix = tokens[: list(lengths)[place]].tobytes()
+            key = ContextKey(prefix, state.base_key, req.cache_salt)
+            self._propose(_Candidate(key, req.lora_id))
+
+    def step(self, scheduler: Any, *batches: list[Any]) -> list[list[Any]]:
+        """Go on after a batch; returns the requests whose output may leave, without ours."""
+        leaving = [[req for req in batch if not _keep_back(req)] for batch in batches]
+        self._advance(scheduler)
+        return leaving
+
+    def _path(self, node_id: int) -> list[tuple[int, int]]:
+        """Tokens of each node from the root to this one, and how many requests have come by it."""
+        core, nodes = self._tree.tree_core, []
+        node = core.node_by_id(node_id)
+        while node is not core.root_node:
+            nodes.append((len(node.key), node.hit_count))
+            node = node.parent
+        return nodes[::-1]
+
+    def _propose(self, candidate: _Candidate) -> None:
+        """Put a prefix in line, unless it is served, about to be, or could not be lately, in part or as a whole."""
+        key = candidate.key
+        others = [other for since, other in self._refused if self._seen < since + REST]
+        others += [other.key for other in (*self._line, self._current) if other is not None]
+        if any(_overlap(key, other) for other in others) or len(self._line) == LONGEST_LINE:
+            return
+        if self._is_served(key):
+            return
+        if (obstacle := self._tree.config.obstacle(key.num_tokens)) is not None:
+            self._give_up(candidate, Refusal("settings", obstacle))
+        else:
+            self._line.append(candidate)
+
+    def _is_served(self, key: ContextKey) -> bool:
+        """Whether new requests with these tokens use a context, or somebody has ordered one of just these."""
+        contexts = self._tree.contexts
+        if contexts.find(key.token_ids(), key.num_tokens, key.extra_key, key.cache_salt) is not None:
+            return True
+        return any(order.key == key for _, order in self._tree.states.with_orders())
+
+    def _advance(self, scheduler: Any) -> None:
+        """Settle our request if it is over; start the next if no client waits, or it has waited for long."""
+        if self._current is not None and not self._settled(scheduler, self._current):
+            return
+        self._current = None
+        while self._line and self._is_served(self._line[0].key):
+            self._line.popleft()  # by a client's order, whose settings must stand
+        if not self._line:
+            return
+        candidate = self._line[0]
+        is_patient = candidate.waited < PATIENCE
+        candidate.waited += 1
+        if is_patient and a_client_waits(scheduler):
+            return
+        try:
+            order = self._order(scheduler, candidate)
+            self._line.popleft()
+            self._start(scheduler, candidate, order)
+        except Refusal as refusal:
+            if candidate not in self._line:
+                self._give_up(candidate, refusal)
+            elif not is_patient:
+                self._give_up(self._line.popleft(), refusal)
+
+    def _order(self, scheduler: Any, candidate: _Candidate) -> PrepareOrder:
+        """What it takes to prepare the prefix; raise Refusal if that is more than one step, or finds no room."""
+        tree, key = self._tree, candidate.key
+        order = tree.order(key, candidate.lora_id)
+        match = tree.match_exact(key)
+        computed = key.num_tokens + 1 - min(match.device_prefix_len, order.first_query)
+        chunk = scheduler.chunked_prefill_size
+        if chunk is not None and computed > chunk:
+            problem = f"{computed} tokens would be computed, more than one chunk of {chunk}"
+            raise Refusal("other", problem)
+        lock = tree.lock(match.last_device_node)
+        room = tree.token_to_kv_pool_allocator.available_size() + tree.evictable_size()
+        tree.unlock(lock)
+        slots = key.num_tokens if tree.config.target else tree.config.num_slots(key.num_tokens)
+        needed = slots + computed + len(scheduler.running_batch.reqs)
+        if room < needed:
+            raise Refusal("no_room", f"{needed} token slots are needed, and {room} are free or evictable")
+        return order
+
+    def _start(self, scheduler: Any, candidate: _Candidate, order: PrepareOrder) -> None:
+        """Put our request in line, or raise Refusal. Its token behind the prefix may be any: nobody reads the answer."""
+        key = candidate.key
+        tokens = key.token_ids()
+        tokens.append(tokens[-1])
+        self.counts["ordered"] += 1
+        rid = f"adakv-automatic-{self.counts['ordered']}-{key.context_id(self._tree.config)}"
+        try:
+            req = submit(scheduler, rid, tokens, candidate.lora_id)
+        except NotTaken as problem:
+            raise Refusal("other", str(problem)) from None
+        except Exception as error:  # whatever is held against our request, the server goes on
+            logger.exception("a request that prepares a shared prefix could not be made")
+            raise Refusal("other", f"{type(error).__name__}: {error}") from error
+        req.extra_key, req.cache_salt = key.extra_key, key.cache_salt
+        wanted = (key, self._tree.config)
+        state = RequestState(key.extra_key, wanted=wanted, order=order, is_automatic=True)
+        self._tree.states.attach(req, state)
+        candidate.req, candidate.state = req, state
+        self._current = candidate
+
+    def _settled(self, scheduler: Any, candidate: _Candidate) -> bool:
+        """Whether our request is over; if so, say what became of it."""
+        state = candidate.state
+        if (state.order is not None and state.order.is_queued) or not is_lost(scheduler, candidate.req):
+            return False
+        if (context := state.made) is not None:
+            self.counts["made"] += 1
+            if self.speaks:
+                words = "adakv: automatic context %s: %d tokens in %d slots"
+                logger.info(words, context.context_id, context.prefix.num_tokens, context.prefix.num_slots)
+        elif state.context is None:
+            self._refuse(candidate.key, state.refusal or "the request that prepares it was aborted")
+        return True
+
+    def _give_up(self, candidate: _Candidate, refusal: Refusal) -> None:
+        """A prefix for which no request of ours has run."""
+        wanted = (candidate.key, self._tree.config)
+        self._tree.history.fell_back(refusal.kind, str(refusal), wanted, "automatic")
+        self._refuse(candidate.key, str(refusal))
+
+    def _refuse(self, key: ContextKey, why: str) -> None:
+        self.counts["refused"] += 1
+        self._refused.append((self._seen, key))
+        if self.speaks:
+            logger.info("adakv: a shared prefix of %d tokens was not prepared: %s", key.num_tokens, why)
+
+
+def _overlap(one: ContextKey, other: ContextKey) -> bool:
+    """Whether one of both prefixes begins the other."""
+    same_place = (one.extra_key, one.cache_salt) == (other.extra_key, other.cache_salt)
+    length = min(len(one.tokens), len(other.tokens))
+    return same_place and one.tokens[:length] == other.tokens[:length]
+
+
+def _is_plain(state: RequestState) -> bool:
+    """Whether the request neither attends to a context nor has ordered one."""
+    parts = (state.context, state.wanted, state.order, state.made, state.refusal)
+    return all(part is None for part in parts) and not state.is_automatic
+
+
+def _keep_back(req: Any) -> bool:
+    """Whether the request is ours: then nothing of it leaves."""
+    state = RequestStates.of(req)
+    if state is None or not state.is_automatic:
+        return False
+    req.finished_output = req.finished() or None
+    return True
