@@ -53,6 +53,8 @@ class AdaKVConfig:
 
     keep_ratio: token slots a context keeps, as a share of its tokens, in (0, 1].
     scorer: what decides which tokens matter; one of SCORERS, each described in core/scorers with what it needs.
+    prepared_scorer: the same for contexts that are ordered ahead of time by `POST /adakv/contexts`, for which nobody
+    waits who asks a question.
     allocator: "cross-layer" (budgets differ between all heads of all layers), "adakv" (between the heads of a
     layer, arXiv 2407.11550), "ada-pyramid" or "pyramid" (fewer from layer to layer, arXiv 2406.02069) or
     "uniform" (not at all).
@@ -66,11 +68,15 @@ class AdaKVConfig:
     Retained mass, mean over layers and heads, of at least min_retained in (0, 1]; bound of no layer above max_bound.
     report_bound: compute the bound of every layer (docs/bounds.md) also without max_bound.
     debug_checks: fill the pool's padding slot with NaN and recount the pool after every compression.
+    min_tokens, auto_hits: a prefix of at least min_tokens tokens that auto_hits requests share becomes a context
+    without anybody's order; auto_hits is 0 (never) or at least 2.
+    max_pinned_share: share of the pool's token slots that pinned contexts may own together, in [0, 1].
     protect: tokens that every head keeps beside sinks and window, of one context; not a server's setting.
     """
 
     keep_ratio: float = 0.5
     scorer: str = "keydiff"
+    prepared_scorer: str = "kvzip"
     allocator: str = "cross-layer"
     alpha: float = 0.2
     window: int = 32
@@ -82,11 +88,15 @@ class AdaKVConfig:
     max_bound: float | None = None
     report_bound: bool = False
     debug_checks: bool = False
+    min_tokens: int = 1024
+    auto_hits: int = 0
+    max_pinned_share: float = 0.5
     protect: tuple[Span, ...] = ()
 
     def __post_init__(self) -> None:
         check_number("keep_ratio", self.keep_ratio, 0.0, 1.0, exclude_low=True)
         check_choice("scorer", self.scorer, SCORERS)
+        check_choice("prepared_scorer", self.prepared_scorer, SCORERS)
         check_choice("allocator", self.allocator, ALLOCATORS)
         check_number("alpha", self.alpha, 0.0, 1.0)
         check_integer("window", self.window, 1, 1024)
@@ -102,8 +112,15 @@ class AdaKVConfig:
         check_alone(*(name for name in TARGETS if getattr(self, name) is not None))
         check_flag("report_bound", self.report_bound)
         check_flag("debug_checks", self.debug_checks)
+        check_integer("min_tokens", self.min_tokens, 1, 2**31 - 1)
+        check_integer("auto_hits", self.auto_hits, 0, 2**31 - 1)
+        if self.auto_hits == 1:
+            raise ConfigError(
+                "auto_hits: expected 0 (never) or at least 2 requests that share a prefix, got 1"
+            )
+        check_number("max_pinned_share", self.max_pinned_share, 0.0, 1.0)
         object.__setattr__(self, "protect", checked_spans("protect", self.protect))
-        for name in ("keep_ratio", "alpha", *TARGETS):  # 1 and 1.0 are the same setting
+        for name in ("keep_ratio", "alpha", "max_pinned_share", *TARGETS):  # 1 and 1.0 are the same setting
             if (value := getattr(self, name)) is not None:
                 object.__setattr__(self, name, float(value) + 0.0)
 
@@ -213,6 +230,8 @@ class ContextRequest:
     context_tokens: the context ends after this many prompt tokens (default: all but the last).
     context_messages: chat only; the context ends after this many messages (default: all).
     protect_messages: chat only; numbers of messages, from 0 on, whose tokens are to be protected.
+    reuse: take a context of exactly this prefix as it is, if there is one, whatever its settings.
+    pin: keep the context when the pool runs full, as far as max_pinned_share allows.
     """
 
     compress: bool = False
@@ -227,9 +246,13 @@ class ContextRequest:
     context_tokens: int | None = None
     context_messages: int | None = None
     protect_messages: Sequence[int] | None = None
+    reuse: bool = False
+    pin: bool = False
 
     def __post_init__(self) -> None:
         check_flag("compress", self.compress)
+        check_flag("reuse", self.reuse)
+        check_flag("pin", self.pin)
         for name in ("context_tokens", "context_messages"):
             if (value := getattr(self, name)) is not None:
                 check_integer(name, value, 1, 2**31 - 1)

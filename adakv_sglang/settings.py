@@ -50,9 +50,9 @@ def merge_settings(*layers: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def active_settings(config: AdaKVConfig) -> dict[str, Any]:
-    """Scorer, allocator, how much is kept, and all that differs from the defaults; a target stands for keep_ratio."""
+    """Scorers, allocator, how much is kept, and all that differs from the defaults; a target stands for keep_ratio."""
     default = AdaKVConfig()
-    always = {"scorer", "allocator", *(config.target or ("keep_ratio",))}
+    always = {"scorer", "prepared_scorer", "allocator", *(config.target or ("keep_ratio",))}
     values = {field.name: getattr(config, field.name) for field in fields(config)}
     return {
         name: value for name, value in values.items() if name in always or value != getattr(default, name)

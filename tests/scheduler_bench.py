@@ -93,6 +93,8 @@ class SchedulerBench:
     def admit(self, req, chunk=None):
         """Give a waiting request its row and slots for its prompt, or for a first chunk; False if it does not fit."""
         req.init_next_round_input(self.tree)
+        if req.to_finish is not None:  # ended while it was matched: SGLang admits it later, as one token
+            req.init_next_round_input(self.tree)
         total = len(req.full_untruncated_fill_ids)
         req.lock = self.tree.lock(req.last_node)
         end = total if chunk is None else min(total, req.prefix_len + max(1, chunk))
@@ -241,7 +243,7 @@ class SchedulerBench:
         self.tree.flush_pending_backups()
 
     def _maybe_finish(self, req):
-        if len(req.output_ids) >= req.sampling_params.max_new_tokens:
+        if req.to_finish is not None or len(req.output_ids) >= req.sampling_params.max_new_tokens:
             req.finished_reason = FINISH_LENGTH(len(req.output_ids))
             self._finish(req)
 

@@ -8,12 +8,13 @@ from adakv_sglang import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.config import CONFIG_VARIABLE
 
 FIELDS = (
-    "keep_ratio, scorer, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, min_retained, "
-    "max_bound, report_bound, debug_checks"
+    "keep_ratio, scorer, prepared_scorer, allocator, alpha, window, group_reduction, pooling, kernel_size, sinks, min_retained, "
+    "max_bound, report_bound, debug_checks, min_tokens, auto_hits, "
+    "max_pinned_share"
 )
 OPTIONS = (
     "compress, keep_ratio, min_retained, max_bound, scorer, allocator, alpha, report_bound, protect, "
-    "context_tokens, context_messages, protect_messages"
+    "context_tokens, context_messages, protect_messages, reuse, pin"
 )
 NAN = float("nan")
 GOOD = {
@@ -28,11 +29,19 @@ GOOD = {
     "max_bound": [None, 1e-9, 3, 1e9],
     "report_bound": [True, False],
     "debug_checks": [True, False],
+    "min_tokens": [1, 1024, 2**31 - 1],
+    "auto_hits": [0, 2, 3, 2**31 - 1],
+    "max_pinned_share": [0, 0.25, 1],
 }
 BAD = {
     "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
     "scorer": (
         ["", "SnapKV", None, 3],
+        "one of snapkv, keydiff, knorm, lagkv, streaming, random, expected_attention, critical, defensive, "
+        "compactor, h2o, kvzip",
+    ),
+    "prepared_scorer": (
+        ["", "KVzip", None, 3],
         "one of snapkv, keydiff, knorm, lagkv, streaming, random, expected_attention, critical, defensive, "
         "compactor, h2o, kvzip",
     ),
@@ -49,6 +58,9 @@ BAD = {
     "max_bound": ([0, -1, 2e9, NAN, float("inf"), "x", True, []], "a number in (0, 1e+09]"),
     "report_bound": ([0, 1, "true", None], "true or false"),
     "debug_checks": ([0, 1, "true", None], "true or false"),
+    "min_tokens": ([0, -1, 2**31, 1.0, "9", None, True], "a whole number in [1, 2147483647]"),
+    "max_pinned_share": ([-0.1, 1.5, NAN, "x", None, True], "a number in [0, 1]"),
+    "auto_hits": ([-1, 2**31, 3.0, "3", None, True], "a whole number in [0, 2147483647]"),
 }
 BAD_CASES = [(name, value, allowed) for name, (values, allowed) in BAD.items() for value in values]
 
@@ -75,6 +87,11 @@ def test_an_even_kernel_size_is_refused(kernel_size):
         refusal(AdaKVConfig, kernel_size=kernel_size)
         == f"kernel_size: expected an odd number, got {kernel_size}"
     )
+
+
+def test_one_request_shares_nothing():
+    words = "auto_hits: expected 0 (never) or at least 2 requests that share a prefix, got 1"
+    assert refusal(AdaKVConfig, auto_hits=1) == words
 
 
 def test_settings_cannot_be_changed_afterwards():

@@ -81,6 +81,7 @@ def test_the_wheel_holds_every_module_and_both_type_markers(contents):
     shipped += [path.relative_to(ROOT / "kernels") for path in (ROOT / "kernels").rglob("*.py")]
     assert {path for path in contents if path.endswith(".py")} == {path.as_posix() for path in shipped}
     assert {"adakv_sglang/py.typed", "adakv_kernels/py.typed"} <= set(contents)
+    assert "adakv_sglang/control/page/index.html" in contents
 
 
 def test_the_wheel_declares_the_plug_in_the_license_and_its_dependencies(contents):

@@ -87,14 +87,23 @@ def test_enable_refuses_bad_settings_and_changes_nothing(environment, given, set
 @pytest.mark.parametrize(
     ("config", "shown"),
     [
-        ({}, {"keep_ratio": 0.5, "scorer": "keydiff", "allocator": "cross-layer"}),
+        (
+            {},
+            {"keep_ratio": 0.5, "scorer": "keydiff", "prepared_scorer": "kvzip", "allocator": "cross-layer"},
+        ),
         (
             {"keep_ratio": 0.3, "sinks": 9, "alpha": 0.2},
-            {"keep_ratio": 0.3, "scorer": "keydiff", "allocator": "cross-layer", "sinks": 9},
+            {
+                "keep_ratio": 0.3,
+                "scorer": "keydiff",
+                "prepared_scorer": "kvzip",
+                "allocator": "cross-layer",
+                "sinks": 9,
+            },
         ),
         (
             {"max_bound": 2, "allocator": "adakv"},
-            {"scorer": "keydiff", "allocator": "adakv", "max_bound": 2.0},
+            {"scorer": "keydiff", "prepared_scorer": "kvzip", "allocator": "adakv", "max_bound": 2.0},
         ),
     ],
 )

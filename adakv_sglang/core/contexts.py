@@ -4,6 +4,7 @@ import hashlib
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 
@@ -11,6 +12,7 @@ from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.types import CompressedPrefix
 
 NAMESPACE_MARK = "\x1fadakv:"
+Origin = Literal["api", "request", "automatic"]  # who asks for contexts: a route, a request, or nobody
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,10 @@ class ContextKey:
     def token_ids(self) -> "array[int]":
         """The tokens, a copy."""
         return array("q", self.tokens)
+
+    def head(self, count: int) -> list[int]:
+        """The first tokens, at most `count`."""
+        return memoryview(self.tokens).cast("q")[:count].tolist()
 
     def begins(self, tokens: "array[int]") -> bool:
         """Whether `tokens`, of type code q and at least as many, start with this prefix; nothing is copied."""
@@ -66,6 +72,7 @@ class Context:
     config: AdaKVConfig
     slots: torch.Tensor
     prefix: CompressedPrefix
+    origin: Origin = "request"
 
     @property
     def namespace(self) -> str:
@@ -128,6 +135,11 @@ class ContextRegistry:
         if context is not None and not self.is_visible(context):
             self._show(context)
         return context
+
+    def of_prefix(self, key: ContextKey) -> Context | None:
+        """The visible context of exactly this prefix, whatever its settings."""
+        scope = self._by_scope.get((key.extra_key, key.cache_salt), ())
+        return next((context for context in scope if context.key == key), None)
 
     def in_namespace(self, extra_key: str | None) -> Context | None:
         """The live context whose tree namespace this is, visible or retired."""

@@ -8,7 +8,10 @@ from adakv_sglang.config import ALLOCATORS, CONFIG_VARIABLE, SCORERS, AdaKVConfi
 from adakv_sglang.integration.options import NAME
 from adakv_sglang.settings import publish_settings
 
-_SETTINGS: Final = ("keep_ratio", "scorer", "allocator")  # that have an option of their own
+_SETTINGS: Final = (  # that have an option
+    *("keep_ratio", "scorer", "prepared_scorer", "allocator"),
+    *("min_tokens", "auto_hits"),
+)
 
 
 def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
@@ -27,25 +30,53 @@ def add_cli_args(_result: None, parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--adakv-keep-ratio",
-        type=_keep_ratio,
+        type=_setting("keep_ratio", float),
         metavar="RATIO",
         help=f"Token slots kept, as a share of the tokens, in (0, 1]. Default: {default.keep_ratio}.",
     )
+    _add_methods(group, default)
+    _add_automatic(group, default)
+    group.add_argument(
+        "--adakv-config",
+        type=_config,
+        metavar="FILE_OR_JSON",
+        help="All settings: a JSON file, or inline JSON.",
+    )
+
+
+def _add_methods(group: Any, default: AdaKVConfig) -> None:
     group.add_argument(
         "--adakv-scorer",
         choices=SCORERS,
         help=f"What decides which tokens matter. Default: {default.scorer}.",
     )
     group.add_argument(
+        "--adakv-prepared-scorer",
+        choices=SCORERS,
+        help="The same for contexts that POST /adakv/contexts prepares ahead of time. "
+        f"Default: {default.prepared_scorer}.",
+    )
+    group.add_argument(
         "--adakv-allocator",
         choices=ALLOCATORS,
         help=f"How the budget is divided over the heads. Default: {default.allocator}.",
     )
+
+
+def _add_automatic(group: Any, default: AdaKVConfig) -> None:
     group.add_argument(
-        "--adakv-config",
-        type=_config,
-        metavar="FILE_OR_JSON",
-        help="All settings: a JSON file, or inline JSON.",
+        "--adakv-auto-hits",
+        type=_setting("auto_hits", int),
+        metavar="REQUESTS",
+        help="A prefix that this many requests share becomes a context in the background; at least 2, or 0 for "
+        f"never. Default: {default.auto_hits}.",
+    )
+    group.add_argument(
+        "--adakv-min-tokens",
+        type=_setting("min_tokens", int),
+        metavar="TOKENS",
+        help="Length from which on --adakv-auto-hits looks at a shared prefix. "
+        f"Default: {default.min_tokens}.",
     )
 
 
@@ -80,15 +111,20 @@ def _publish(args: argparse.Namespace) -> None:
     publish_settings(config, given)
 
 
-def _keep_ratio(text: str) -> float:
-    try:
-        value: Any = float(text)
-    except ValueError:
-        value = text
-    try:
-        return AdaKVConfig(keep_ratio=value).keep_ratio
-    except ConfigError as error:
-        raise argparse.ArgumentTypeError(str(error).removeprefix("keep_ratio: ")) from None
+def _setting(name: str, number: type) -> Callable[[str], Any]:
+    """Reads one setting, a number, as argparse wants it."""
+
+    def read(text: str) -> Any:
+        try:
+            value: Any = number(text)
+        except ValueError:
+            value = text
+        try:
+            return getattr(AdaKVConfig(**{name: value}), name)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error).removeprefix(f"{name}: ")) from None
+
+    return read
 
 
 def _config(text: str) -> dict[str, Any]:

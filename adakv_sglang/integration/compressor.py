@@ -2,6 +2,7 @@
 
 import logging
 import math
+import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,21 +14,17 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.config import LADDER, AdaKVConfig
-from adakv_sglang.core.contexts import Context
+from adakv_sglang.core.contexts import Context, Origin
 from adakv_sglang.core.pipeline import ScorerExtras, compact_scored, score_prefix
 from adakv_sglang.core.targets import agreed_step, at_step, first_step
 from adakv_sglang.core.types import CompressedPrefix, Scores
-from adakv_sglang.integration.request_state import PrepareOrder
+from adakv_sglang.integration.request_state import PrepareOrder, Refusal
 
 if TYPE_CHECKING:
     from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 
 logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
-
-
-class Refusal(Exception):
-    """The context stays uncompressed; the message tells the caller why and what to change."""
 
 
 class Compressor:
@@ -37,8 +34,9 @@ class Compressor:
         self._tree = tree
         self._allocator = tree.token_to_kv_pool_allocator
 
-    def run(self, order: PrepareOrder) -> Context:
+    def run(self, order: PrepareOrder, origin: Origin) -> Context:
         """Compress, publish and insert; raise Refusal with nothing changed but evictions."""
+        start = time.perf_counter()
         existing = self._tree.contexts.recall(order.key, order.config)
         match = self._tree.match_exact(order.key)
         if existing is not None:  # two orders were under way: this one's exact copy is of no use either
@@ -46,17 +44,20 @@ class Compressor:
                 self._tree.plain_paths.release_later(match.last_device_node)
             return existing
         if match.device_prefix_len != order.key.num_tokens:
-            raise Refusal("the context left the cache before it could be compressed; send it again")
+            raise Refusal(
+                "not_in_cache", "the context left the cache before it could be compressed; send it again"
+            )
         lock = self._tree.lock(match.last_device_node)
         try:
             source = self._tree.path_device_indices(match.last_device_node)
-            context = self._compress(order, source)
+            context = self._compress(order, source, origin)
         finally:
             self._tree.unlock(lock)
         self._tree.plain_paths.release_later(match.last_device_node)
+        self._tree.history.made(context, time.perf_counter() - start)
         return context
 
-    def _compress(self, order: PrepareOrder, source: torch.Tensor) -> Context:
+    def _compress(self, order: PrepareOrder, source: torch.Tensor, origin: Origin) -> Context:
         config, held = order.config, None
         if config.target:
             config, held = self._meet_target(order, source)
@@ -78,6 +79,7 @@ class Compressor:
             config=config,
             slots=slots,
             prefix=self._with_whole_bounds(prefix, config),
+            origin=origin,
         )
         contexts.publish(context)  # before the insertion: the ledger asks for it there
         placeholders = torch.zeros_like(source)
@@ -106,8 +108,9 @@ class Compressor:
         if step == len(LADDER):
             (name, value), *_ = order.config.target.items()
             raise Refusal(
+                "settings",
                 f"{name} {value:g}: no keep ratio up to {LADDER[-1]} meets it; the exact cache is used; ask for "
-                "less, or give keep_ratio"
+                "less, or give keep_ratio",
             )
         return at_step(order.config, step), scored
 
@@ -162,13 +165,14 @@ class Compressor:
             slots = self._allocator.alloc(num_slots)
         if slots is None:
             raise Refusal(
+                "no_room",
                 f"compressing needs {num_slots} token slots beside the {num_tokens} of the context itself, "
                 f"and {room} of {self._allocator.size} are free or evictable; lower keep_ratio, wait for "
-                "running requests, or give the server a larger pool (--mem-fraction-static, --max-total-tokens)"
+                "running requests, or give the server a larger pool (--mem-fraction-static, --max-total-tokens)",
             )
         allocated: torch.Tensor = slots.clone()  # the allocator's answer is a view of its whole free list
         return allocated
 
 
 def _failed(why: str) -> Refusal:
-    return Refusal(f"compression failed ({why or 'on another rank'}); the exact cache is used")
+    return Refusal("scorer", f"compression failed ({why or 'on another rank'}); the exact cache is used")

@@ -51,7 +51,7 @@ class AdaKVFullComponent(FullComponent):  # type: ignore[misc]
             return freed
         device_frees[self.component_type].append(context.slots)
         self.tree_core.component_evictable_size_[self.component_type] -= context.prefix.num_slots
-        self._contexts.drop(context)
+        self.cache.forget(context)
         return context.prefix.num_slots, 0
 
     def redistribute_on_node_split(self, new_parent: Any, child: Any) -> None:

@@ -1,9 +1,12 @@
 """SGLang's server options that cannot be served beside ours."""
 
+import functools
+import secrets
 from collections.abc import Callable
 from typing import Any, Final
 
 NAME: Final = "adakv"
+API_MARK: Final = "adakv_api"  # in custom_params: a route of ours has sent the request
 
 # (option, value it must have, why). `None` and the field's unset forms count as the required value.
 _REQUIRED: Final[tuple[tuple[str, tuple[object, ...], str], ...]] = (
@@ -139,3 +142,9 @@ def is_selected() -> bool:
         return bool(get_memory().radix_cache_backend == NAME)
     except ValueError:  # nothing is published in this process
         return False
+
+
+@functools.cache
+def api_token() -> str:
+    """The value of API_MARK in this process; no client knows it, so none can pass for a route."""
+    return secrets.token_hex(16)

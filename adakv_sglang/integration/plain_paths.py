@@ -1,4 +1,4 @@
-"""Gives back the exact nodes of compressed contexts as soon as no request holds them."""
+"""Gives back nodes that no new request will match as soon as no request holds them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ if TYPE_CHECKING:
 
 
 class PlainPaths:
-    """Remembers the last plain node of each compressed context until its path is gone.
+    """Remembers nodes until their path is gone: the last plain node of each compressed context, and dropped contexts.
 
-    New requests with those tokens take the compressed context, so what hangs below the node only
-    serves requests that are still running.
+    New requests with those tokens take another path, so what hangs below the node only serves requests
+    that are still running.
     """
 
     def __init__(self, tree: "AdaKVRadixCache") -> None:
@@ -39,6 +39,8 @@ class PlainPaths:
         try:
             node = core.node_by_id(node_id)
         except KeyError:
+            return True
+        if self._tree.takes_back(node):
             return True
         if any(data.lock_ref > 0 for data in node.component_data):
             return False

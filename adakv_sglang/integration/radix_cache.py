@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Final
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
@@ -10,14 +10,19 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.contexts import ContextKey, ContextRegistry
+from adakv_sglang.core.contexts import Context, ContextKey, ContextRegistry
+from adakv_sglang.core.history import ContextHistory
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.audit import audit_slots
-from adakv_sglang.integration.compressor import Compressor, Refusal
+from adakv_sglang.integration.automatic import AutomaticPreparer
+from adakv_sglang.integration.compressor import Compressor
+from adakv_sglang.integration.keeping import ContextKeeper
 from adakv_sglang.integration.model_parts import ModelParts
 from adakv_sglang.integration.plain_paths import PlainPaths
-from adakv_sglang.integration.request_state import RequestState, RequestStates
+from adakv_sglang.integration.request_state import PrepareOrder, Refusal, RequestState, RequestStates
 from adakv_sglang.integration.routing import RequestRouter
+
+ENDED_EARLY: Final = "the request ended before its whole context was in the cache"
 
 
 class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
@@ -46,27 +51,71 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         self.config = config
         self.states = states
         self.model_parts = model_parts or ModelParts()
-        self._router = RequestRouter(config, contexts, states, pool.geometry.num_layers)
+        self.history = ContextHistory()
+        self.keeper = ContextKeeper(self)
+        self._router = RequestRouter(config, contexts, states, self.history, pool.geometry.num_layers)
         self._preparing: list[RequestState] = []
         self._unrepeated: list[tuple[RequestState, str]] = []
         self.plain_paths = PlainPaths(self)
+        self.automatic = AutomaticPreparer(self) if config.auto_hits else None
         super().__init__(params)
         self._compressor = Compressor(self)
+        states.on_lost = self._note_lost
 
     def match_prefix(self, params: MatchPrefixParams) -> MatchResult:
         """Match where the router sends the request."""
+        result = self._match(params)
+        req = params.req
+        if req is not None and self.keeper.pinned_slots and not req.kv.holds_kv:
+            self.keeper.fit(req, result.device_prefix_len, result.last_device_node)
+        return result
+
+    def _match(self, params: MatchPrefixParams) -> MatchResult:
         routed = self._router.route(params)
         result = super().match_prefix(routed)
         state = self.states.of(params.req) if params.req is not None else None
         context = state.context if state is not None else None
         if state is None or context is None or result.device_prefix_len >= context.prefix.num_tokens:
             return result
+        self.forget(context)  # whoever removed its node has freed its slots
         return super().match_prefix(self._router.undo(routed, state, context))
 
     def match_exact(self, key: ContextKey) -> MatchResult:
         """What the tree has of a context's exact tokens, for no request."""
         exact = RadixKey(key.token_ids(), key.extra_key, cache_salt=key.cache_salt)
         return self.match_prefix(MatchPrefixParams(key=exact))
+
+    def node_of(self, context: Context) -> int:
+        """The id of a live context's node."""
+        key = RadixKey(context.key.token_ids(), context.namespace, cache_salt=context.key.cache_salt)
+        node_id: int = super().match_prefix(MatchPrefixParams(key=key)).last_device_node
+        return node_id
+
+    def takes_back(self, node: Any) -> bool:
+        """Whether a node to be released is a dropped context that was prepared again meanwhile; it stays then."""
+        context = self.components[self.tree_components[0]].context_of(node)
+        if context is None or not self.contexts.is_visible(context):
+            return False
+        self.keeper.take_back(context)
+        return True
+
+    def forget(self, context: Context) -> None:
+        """A context's node is gone; its slots are the caller's to free."""
+        how = self.keeper.forget(context)
+        self.contexts.drop(context)
+        self.history.gone(context, how)
+
+    def refuse(self, state: RequestState, refusal: Refusal) -> None:
+        """A request's order is not carried out."""
+        order, wanted = state.order, state.wanted
+        if order is not None:
+            wanted = (order.key, order.config)
+        state.order, state.wanted, state.refusal = None, None, str(refusal)
+        self.history.fell_back(refusal.kind, str(refusal), wanted, state.origin)
+
+    def order(self, key: ContextKey, lora_id: str | None) -> PrepareOrder:
+        """What it takes to make a context of these tokens with the server's settings; lora_id as in PrepareOrder."""
+        return self._router.order(key, self.config, lora_id)
 
     def touch_prefix(self, key: Any) -> None:
         """Refresh a waiting request's path, as ever, but never walk into a part of a context."""
@@ -79,11 +128,37 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         state = self.states.of(req)
         if state is None:
             return
+        state.has_started = True
+        if state.context is not None:
+            self._note_use(state, state.context)
+        if self.automatic is not None:
+            self.automatic.see(req, state, up_to)
         if state.order is not None:
             if up_to >= state.order.key.num_tokens and state.order.window.is_complete:
                 self._queue(state, req.rid)
         elif state.context is None and req.finished() and len(self.contexts) > 0:
             self._release_superseded(req, up_to)
+
+    def _note_use(self, state: RequestState, context: Context) -> None:
+        """A request attends to a context: counted once, and pinned if it asked for that. A route's own is no hit."""
+        if not state.is_hit and not state.is_api:
+            state.is_hit = True
+            self.history.hit(context, self.history.now())
+        if state.wants_pin:  # a longer context may serve it than the one that it asked for
+            wanted = self.contexts.recall(*state.wanted) if state.wanted is not None else None
+            self._pin(state, wanted or context)
+
+    def _pin(self, state: RequestState, context: Context) -> None:
+        state.wants_pin = False
+        try:
+            self.keeper.pin(context)
+        except Refusal as refusal:
+            state.pin_refusal = str(refusal)
+
+    def _note_lost(self, state: RequestState) -> None:
+        """A request is forgotten; its order ends with it unless the context is in the tree already."""
+        if state.order is not None and not state.order.is_queued:
+            self.refuse(state, Refusal("aborted", ENDED_EARLY))
 
     def _queue(self, state: RequestState, rid: str) -> None:
         """Compress at the next safe point, or first let the context be repeated; once per order."""
@@ -124,11 +199,17 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
 
     def reset(self) -> None:
         """Forget all contexts without freeing: the caller clears the allocator as a whole."""
+        for context in self.contexts:
+            self.history.gone(context, "dropped" if self.keeper.is_dropped(context) else "flushed")
+        self.keeper.clear()
         self.contexts.clear()
         self.plain_paths.clear()
         self._preparing.clear()
         self._unrepeated.clear()
+        if self.automatic is not None:
+            self.automatic.clear()
         super().reset()
+        self.history.settled()
 
     def evict_leaf(self, node_id: int) -> None:
         """Evict one unlocked leaf of the tree."""
@@ -159,12 +240,15 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
         self.run_preparations()
 
     def _prepare(self, state: RequestState) -> None:
-        order, state.order, state.wanted = state.order, None, None
-        if order is None:
+        if (order := state.order) is None:
             return
         try:
-            state.made = self._compressor.run(order)
+            state.made = self._compressor.run(order, state.origin)
         except Refusal as refusal:
-            state.refusal = str(refusal)
+            self.refuse(state, refusal)
+        else:
+            state.order = state.wanted = None
+            if state.wants_pin:
+                self._pin(state, state.made)
         if self.config.debug_checks:
             audit_slots(self)

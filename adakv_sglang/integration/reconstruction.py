@@ -8,28 +8,21 @@ has ended the context is compressed, and the held answer leaves with the report.
 
 import functools
 import logging
-from array import array
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from sglang.srt.managers.io_struct import TokenizedGenerateReqInput
-from sglang.srt.sampling.sampling_params import SamplingParams
-
 from adakv_sglang.core.gather import ReconstructionGatherer
+from adakv_sglang.core.history import Fallback
 from adakv_sglang.integration.captures import ChunkCapture
+from adakv_sglang.integration.own_requests import PATIENCE, NotTaken, a_client_waits, is_lost, submit
 from adakv_sglang.integration.radix_cache import AdaKVRadixCache
 from adakv_sglang.integration.repeat_prompt import RepeatPrompt
-from adakv_sglang.integration.request_state import PrepareOrder, RequestState, RequestStates
+from adakv_sglang.integration.request_state import PrepareOrder, Refusal, RequestState, RequestStates
 
 logger = logging.getLogger(__name__)
 AT_ONCE: Final = 4  # requests of ours under way while no client's is: the next is there when one ends
-PATIENCE: Final = 64  # batches that pass while others wait, before one of ours may stand in line with them
-
-
-class _NotTaken(Exception):
-    """Our request could not be put in line; the message says why."""
 
 
 @dataclass(slots=True, eq=False)
@@ -76,7 +69,7 @@ class Reconstructor:
         self._take_orders()
         leaving = []
         for req in reqs:
-            if _is_ours(req):
+            if _repeats(req):
                 self._ended(req)
             elif not self._hold(req):
                 leaving.append(req)
@@ -110,10 +103,10 @@ class Reconstructor:
     def _advance(self) -> None:
         """Start our next requests: one at a time beside clients' requests, and then after those that wait."""
         while self._jobs:
-            job, client_waits = self._jobs[0], self._a_client_waits()
+            job, client_waits = self._jobs[0], a_client_waits(self._scheduler)
             is_alone = not client_waits and self._scheduler.running_batch.is_empty()
-            if any(self._is_lost(req) for req in job.running):
-                self._give_up(job, "one of the requests that repeat it was aborted")
+            if any(is_lost(self._scheduler, req) for req in job.running):
+                self._give_up(job, "one of the requests that repeat it was aborted", "aborted")
             elif job.chunk == len(job.gatherer.chunks):
                 if job.running:
                     return
@@ -126,14 +119,11 @@ class Reconstructor:
             elif problem := self._start(job):
                 self._give_up(job, problem)
 
-    def _a_client_waits(self) -> bool:
-        return not all(_is_ours(req) for req in self._scheduler.waiting_queue)
-
     def _start(self, job: _Job) -> str | None:
         """Put the request for the next chunk in line; returns why it cannot be."""
         try:
             req = self._submit(job)
-        except _NotTaken as problem:
+        except NotTaken as problem:
             return str(problem)
         except Exception as error:  # whatever is held against our request, the server goes on
             logger.exception("a request that repeats a context could not be made")
@@ -151,24 +141,16 @@ class Reconstructor:
         """Our request, last in the queue."""
         tokens = job.order.key.token_ids()
         if self._tree.match_exact(job.order.key).device_prefix_len < len(tokens):
-            raise _NotTaken("it left the cache before it was repeated; send it again")
+            raise NotTaken("it left the cache before it was repeated; send it again")
         tokens.extend(self._prompt.tokens(tokens, job.gatherer.chunks, job.chunk))
         longest = self._scheduler.max_req_input_len
         if len(tokens) >= longest:
-            raise _NotTaken(
+            raise NotTaken(
                 f"repeating it takes {len(tokens)} tokens and this server allows {longest - 1}; use another "
                 "scorer, a shorter context, or a larger --context-length or pool"
             )
         rid = f"{job.rid}-adakv-{job.chunk}"  # an abort of the client's request reaches ours: ids by prefix
-        self._scheduler.handle_generate_request(_request(rid, tokens, job.order.lora_id))
-        waiting = self._scheduler.waiting_queue
-        if not waiting or waiting[-1].rid != rid:
-            raise _NotTaken("the server's queue is full; send it again")
-        return waiting[-1]
-
-    def _is_lost(self, req: Any) -> bool:
-        """Whether no batch will show the end of our request: aborted in the queue, or between two of its chunks."""
-        return req.finished() or not (req.kv.holds_kv or req in self._scheduler.waiting_queue)
+        return submit(self._scheduler, rid, tokens, job.order.lora_id)
 
     def _ended(self, req: Any) -> None:
         """A batch shows one of ours; if it has ended, its chunk is repeated."""
@@ -178,7 +160,9 @@ class Reconstructor:
         req.finished_output = True
         job.running.remove(req)
         if (reason := req.finished_reason.to_json()).get("type") == "abort":
-            self._give_up(job, f"a request that repeats it was aborted: {reason.get('message', '')}")
+            self._give_up(
+                job, f"a request that repeats it was aborted: {reason.get('message', '')}", "aborted"
+            )
 
     def _finish(self, job: _Job) -> None:
         """Compress the context, with the settings of every order that waits for it."""
@@ -192,33 +176,11 @@ class Reconstructor:
         self._tree.unlock(lock)
         self._tree.run_preparations()
 
-    def _give_up(self, job: _Job, why: str) -> None:
+    def _give_up(self, job: _Job, why: str, kind: Fallback = "other") -> None:
         self._jobs.remove(job)
-        job.state.order, job.state.wanted = None, None
-        job.state.refusal = f"the context was not compressed: {why}"
+        self._tree.refuse(job.state, Refusal(kind, f"the context was not compressed: {why}"))
 
 
-def _is_ours(req: Any) -> bool:
-    """By its state: ids are the clients' to choose."""
+def _repeats(req: Any) -> bool:
     state = RequestStates.of(req)
     return state is not None and state.repeats is not None
-
-
-def _request(rid: str, tokens: "array[int]", lora_id: str | None) -> TokenizedGenerateReqInput:
-    sampling = SamplingParams(max_new_tokens=1, temperature=0.0, ignore_eos=True)
-    sampling.normalize(None)
-    return TokenizedGenerateReqInput(
-        rid=rid,
-        input_text="",
-        input_ids=tokens,
-        input_embeds=None,
-        mm_inputs=None,
-        token_type_ids=None,
-        sampling_params=sampling,
-        return_logprob=False,
-        logprob_start_len=-1,
-        top_logprobs_num=0,
-        token_ids_logprob=None,
-        stream=False,
-        lora_id=lora_id,
-    )

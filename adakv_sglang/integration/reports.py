@@ -5,7 +5,7 @@ from typing import Any
 
 from adakv_sglang.core.contexts import Context
 from adakv_sglang.integration.options import NAME, is_selected
-from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.radix_cache import ENDED_EARLY, AdaKVRadixCache
 from adakv_sglang.integration.reconstruction import Reconstructor
 from adakv_sglang.integration.request_state import RequestState, RequestStates
 from adakv_sglang.settings import active_settings
@@ -13,6 +13,13 @@ from adakv_sglang.settings import active_settings
 
 def report(state: RequestState) -> dict[str, Any] | None:
     """What `meta_info["adakv"]` says about a request; None if contexts had no part in it."""
+    found = _report(state)
+    if found is not None and state.pin_refusal is not None:
+        found["pin_refused"] = state.pin_refusal
+    return found
+
+
+def _report(state: RequestState) -> dict[str, Any] | None:
     if state.made is not None:
         prefix = state.made.prefix
         details = {
@@ -24,7 +31,7 @@ def report(state: RequestState) -> dict[str, Any] | None:
         return {**describe(state.made), "prepared": True, **details, **bound}
     reason = state.refusal
     if state.order is not None or (state.wanted is not None and state.context is None):
-        reason = "the request ended before its whole context was in the cache"
+        reason = ENDED_EARLY
     used = describe(state.context) if state.context is not None else None
     if reason is not None:
         return {**(used or {"compressed": False}), "prepared": False, "reason": reason}
@@ -37,6 +44,7 @@ def describe(context: Context) -> dict[str, Any]:
     return {
         "compressed": True,
         "context_id": context.context_id,
+        "origin": context.origin,
         "logical_tokens": prefix.num_tokens,
         "owned_slots": prefix.num_slots,
         "freed_slots": prefix.num_tokens - prefix.num_slots,
@@ -77,8 +85,11 @@ class _ReportingStreamer:
         if isinstance(self.tree_cache, AdaKVRadixCache):
             self.tree_cache.run_preparations()
             reqs, released = self._reconstructor.step(reqs)
+            if (automatic := self.tree_cache.automatic) is not None:
+                reqs, released = automatic.step(self.scheduler, reqs, released)
             for req in released:
                 super().stream_output([req], req.return_logprob)  # type: ignore[misc]
+            self.tree_cache.history.settled()
         super().stream_output(reqs, *args, **kwargs)  # type: ignore[misc]
 
     def build_additional_customized_info(self, reqs: list[Any]) -> dict[str, list[Any]]:
@@ -128,4 +139,5 @@ def snapshot(tree: AdaKVRadixCache) -> dict[str, Any]:
         ],
         "attention": tree.implementation,
         "plain_paths_waiting": len(tree.plain_paths),
+        **({"automatic": tree.automatic.snapshot()} if tree.automatic is not None else {}),
     }

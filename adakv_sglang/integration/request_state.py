@@ -1,16 +1,27 @@
 """What the plug-in knows about one request while SGLang runs it."""
 
+import time
 import weakref
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.contexts import Context, ContextKey
+from adakv_sglang.core.contexts import Context, ContextKey, Origin
 from adakv_sglang.core.gather import ReconstructionGatherer
+from adakv_sglang.core.history import Fallback
 from adakv_sglang.integration.captures import Capture, ChunkCapture, GathererCapture
 from adakv_sglang.integration.window_capture import WindowCapture
 
 _ATTRIBUTE: Final = "_adakv_state"
+
+
+class Refusal(Exception):
+    """The context stays uncompressed, or unpinned; the message tells the caller why and what to change."""
+
+    def __init__(self, kind: Fallback, reason: str) -> None:
+        super().__init__(reason)
+        self.kind: Fallback = kind
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,6 +60,10 @@ class RequestState:
     an answer. order: set while that context is being prepared. context: what the request attends to, None
     for the plain path. made: the context its order produced. refusal: why it was not carried out.
     repeats: set for our own requests, which repeat a chunk of a context. remembered: what the last lookup saw.
+    is_automatic: our own request, which prepares a shared prefix. is_counted: it has been looked at for prefixes
+    that it shares. is_api: sent by a route of ours. wants_pin, pin_refusal: whether its context is to be pinned, and
+    why that was refused. has_started: some of its prompt is in the tree. is_hit: it has been counted as a hit.
+    since: when it was first seen, unix seconds.
     """
 
     base_key: str | None
@@ -60,6 +75,19 @@ class RequestState:
     repeats: ChunkCapture | None = None
     remembered: tuple[int, int] | None = None
     reported: bool = False
+    is_automatic: bool = False
+    is_counted: bool = False
+    is_api: bool = False
+    wants_pin: bool = False
+    pin_refusal: str | None = None
+    has_started: bool = False
+    is_hit: bool = False
+    since: float = field(default_factory=time.time)
+
+    @property
+    def origin(self) -> Origin:
+        """Who asks for the context."""
+        return "automatic" if self.is_automatic else "api" if self.is_api else "request"
 
     @property
     def captures(self) -> tuple[Capture, ...]:
@@ -70,10 +98,14 @@ class RequestState:
 
 
 class RequestStates:
-    """Finds the state of a request, by object or by id; forgets it with the request."""
+    """Finds the state of a request, by object or by id; forgets it with the request.
+
+    on_lost: is told of each state whose request is forgotten.
+    """
 
     def __init__(self) -> None:
         self._states: dict[str, RequestState] = {}
+        self.on_lost: Callable[[RequestState], None] | None = None
 
     @staticmethod
     def of(req: Any) -> RequestState | None:
@@ -90,6 +122,14 @@ class RequestStates:
     def _forget(self, rid: str, state: RequestState) -> None:
         if self._states.get(rid) is state:  # a later request may have taken the id
             del self._states[rid]
+        if self.on_lost is not None:
+            self.on_lost(state)
+
+    def with_orders(self) -> Iterator[tuple[RequestState, PrepareOrder]]:
+        """Requests whose context is being prepared."""
+        for state in list(self._states.values()):
+            if state.order is not None:
+                yield state, state.order
 
     def of_rows(self, rids: list[str] | None) -> list[RequestState | None]:
         """States in the row order of a batch; None for requests that were never matched."""

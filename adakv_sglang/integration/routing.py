@@ -10,9 +10,11 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.core.contexts import NAMESPACE_MARK, Context, ContextKey, ContextRegistry
 from adakv_sglang.core.gather import ReconstructionGatherer, cut_chunks
+from adakv_sglang.core.history import ContextHistory
 from adakv_sglang.core.scorers import SCORERS
 from adakv_sglang.integration.captures import gatherer_capture, window_capture
-from adakv_sglang.integration.request_state import PrepareOrder, RequestState, RequestStates
+from adakv_sglang.integration.options import API_MARK
+from adakv_sglang.integration.request_state import PrepareOrder, Refusal, RequestState, RequestStates
 
 logger = logging.getLogger(__name__)
 REPEATED_TOKENS = 2048  # of a context, per request that repeats them
@@ -22,11 +24,17 @@ class RequestRouter:
     """Rewrites a request's match so that it lands where it should. Repeated matching changes nothing."""
 
     def __init__(
-        self, config: AdaKVConfig, contexts: ContextRegistry, states: RequestStates, num_layers: int
+        self,
+        config: AdaKVConfig,
+        contexts: ContextRegistry,
+        states: RequestStates,
+        history: ContextHistory,
+        num_layers: int,
     ) -> None:
         self._config = config
         self._contexts = contexts
         self._states = states
+        self._history = history
         self._num_layers = num_layers
 
     def route(self, params: MatchPrefixParams) -> MatchPrefixParams:
@@ -60,7 +68,6 @@ class RequestRouter:
     def undo(self, params: MatchPrefixParams, state: RequestState, context: Context) -> MatchPrefixParams:
         """Send a request back to the plain path after its redirect did not match the whole context."""
         logger.error("context %s is registered but not in the tree; it is dropped", context.context_id)
-        self._contexts.drop(context)  # whoever removed its node has freed its slots
         state.context = None
         return self._in_namespace(params, state)
 
@@ -73,45 +80,58 @@ class RequestRouter:
         base_key = req.extra_key
         if base_key and NAMESPACE_MARK in base_key:
             base_key += "\x1fuser"  # a caller's key must never name one of our namespaces
-        state = RequestState(base_key)
+        custom = req.sampling_params.custom_params or {}
+        state = RequestState(base_key, is_api=API_MARK in custom)
         self._states.attach(req, state)
         try:
-            wish = ContextRequest.from_custom_params(req.sampling_params.custom_params)
+            wish = ContextRequest.from_custom_params(custom)
             if wish is not None and wish.compress:
-                state.refusal = self._want(req, state, wish)
-        except ConfigError as error:
-            state.refusal = str(error)
+                state.wants_pin = wish.pin
+                self._want(req, state, wish)
+        except (ConfigError, Refusal) as problem:
+            kind = problem.kind if isinstance(problem, Refusal) else "settings"
+            state.refusal = str(problem)
+            self._history.fell_back(kind, state.refusal, state.wanted, state.origin)
+            state.wanted = None
         return state
 
-    def _want(self, req: Any, state: RequestState, wish: ContextRequest) -> str | None:
-        """Note what the request asks for; returns why it cannot be had."""
+    def _want(self, req: Any, state: RequestState, wish: ContextRequest) -> None:
+        """Note what the request asks for; raise Refusal or ConfigError if it cannot be had."""
         if not is_plain_text(req):
-            return "only text prompts can be contexts: no beams, sessions, embeddings or other modalities"
-        if wish.context_messages is not None:
-            return "context_messages: only requests to /v1/chat/completions have messages; use context_tokens"
-        if wish.protect_messages is not None:
-            return "protect_messages: only requests to /v1/chat/completions have messages; use protect"
+            raise Refusal(
+                "other",
+                "only text prompts can be contexts: no beams, sessions, embeddings or other modalities",
+            )
+        for name, instead in (("context_messages", "context_tokens"), ("protect_messages", "protect")):
+            if getattr(wish, name) is not None:
+                raise ConfigError(
+                    f"{name}: only requests to /v1/chat/completions have messages; use {instead}"
+                )
         config = wish.configure(self._config)
         longest = len(req.origin_input_ids) - 1  # SGLang needs one token to run
         num_tokens = longest if wish.context_tokens is None else wish.context_tokens
         if num_tokens > longest:
-            return (
+            raise ConfigError(
                 f"context_tokens: expected at most {longest}, the prompt without its last token; "
                 f"got {num_tokens}"
             )
         key = ContextKey(req.origin_input_ids[:num_tokens].tobytes(), state.base_key, req.cache_salt)
-        if (obstacle := config.obstacle(num_tokens)) is None:
-            state.wanted = (key, config)
-        return obstacle
+        if wish.reuse and self._contexts.of_prefix(key) is not None:
+            return
+        state.wanted = (key, config)
+        if (obstacle := config.obstacle(num_tokens)) is not None:
+            needed = max(config.count_protected(num_tokens), config.window)
+            raise Refusal("too_short" if num_tokens <= needed else "settings", obstacle)
 
     def _order_or_recall(self, req: Any, state: RequestState, key: ContextKey, config: AdaKVConfig) -> None:
         """A context that is there is used; one that is not, or no longer, is ordered."""
         if self._contexts.recall(key, config) is not None:
             state.order = None
         elif state.order is None:
-            state.order = self._order(key, config, req.lora_id)
+            state.order = self.order(key, config, req.lora_id)
 
-    def _order(self, key: ContextKey, config: AdaKVConfig, lora_id: str | None) -> PrepareOrder:
+    def order(self, key: ContextKey, config: AdaKVConfig, lora_id: str | None) -> PrepareOrder:
+        """What it takes to make a context of these tokens; lora_id as in PrepareOrder."""
         tokens, reconstruction = key.num_tokens, None
         if SCORERS[config.scorer].needs == "reconstruction":
             reconstruction = ReconstructionGatherer(tokens, config, cut_chunks(tokens, REPEATED_TOKENS))

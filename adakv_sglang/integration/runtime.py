@@ -89,6 +89,12 @@ class Runtime:
         tree: AdaKVRadixCache = create_unified_radix_cache(context, cache_class=build)
         if context.tp_rank == 0:
             logger.info("adakv: settings %s", json.dumps(active_settings(self.config)))
+        elif tree.automatic is not None:
+            tree.automatic.speaks = False
+        if context.tp_rank == 0 and params.enable_metrics:
+            from adakv_sglang.integration.metrics import publish_metrics
+
+            publish_metrics(tree)
         return tree
 
 

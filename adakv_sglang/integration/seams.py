@@ -1,148 +1,35 @@
 """Every symbol of SGLang that is touched, in one table, and the check that all of them are as expected."""
 
-import importlib
 import inspect
 import pkgutil
-from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Final
 
-Role = Literal["main", "scheduler"]
-_OWN: Final = "adakv_sglang.integration"
-_SRT: Final = "sglang.srt"
+from adakv_sglang.integration.hooks import HOOKS
+from adakv_sglang.integration.seam import Hook, Role, Seam
 
+__all__ = ["CUDA_SEAMS", "HOOKS", "SEAMS", "Hook", "Role", "Seam", "SeamError", "preflight", "require_hooks"]
 
-@dataclass(frozen=True, slots=True)
-class Seam:
-    """One foreign symbol.
-
-    symbol: dotted path below `sglang.srt`. params: parameters we rely on. why: one sentence.
-    """
-
-    symbol: str
-    params: tuple[str, ...]
-    why: str
-
-    @property
-    def path(self) -> str:
-        """Full dotted path."""
-        return f"{_SRT}.{self.symbol}"
-
-
-@dataclass(frozen=True, slots=True)
-class Hook(Seam):
-    """A symbol that is wrapped through SGLang's HookRegistry.
-
-    role: the process whose copy is wrapped. kind: name of the HookType. handler: `module:function` of ours.
-    """
-
-    role: Role
-    kind: Literal["AFTER", "AROUND", "BEFORE"]
-    handler: str
-
-    def resolve(self) -> Any:
-        """Import our function."""
-        module, _, name = self.handler.partition(":")
-        return getattr(importlib.import_module(f"{_OWN}.{module}"), name)
-
-
-_ARGS: Final = "server_args.ServerArgs"
 _TREE: Final = "mem_cache.unified_radix_cache.UnifiedRadixCache"
 _FULL: Final = "mem_cache.unified_cache.components.full.FullComponent"
 _CORE: Final = "mem_cache.unified_cache.unified_tree_core.UnifiedTreeCore"
 _STREAMER: Final = "managers.scheduler_components.output_streamer.SchedulerOutputStreamer"
+_CHAT: Final = "entrypoints.openai.serving_chat.OpenAIServingChat"
+_ANTHROPIC: Final = "entrypoints.anthropic"
+_MANAGER: Final = "managers.tokenizer_manager.TokenizerManager"
 _CAPTURE: Final = "model_executor.runner_utils.capture_mode"
 _NATIVE: Final = "layers.attention.torch_native_backend.TorchNativeAttnBackend"
-
-HOOKS: Final[tuple[Hook, ...]] = (
-    Hook(
-        f"{_ARGS}.add_cli_args", ("parser",), "adds our options", "main", "AFTER", "command_line:add_cli_args"
-    ),
-    Hook(
-        f"{_ARGS}.from_cli_args",
-        ("args",),
-        "turns our options into those that select us, and into settings",
-        "main",
-        "AROUND",
-        "command_line:from_cli_args",
-    ),
-    Hook(
-        f"{_ARGS}.check_server_args",
-        ("self",),
-        "refuses options that cannot be served",
-        "main",
-        "AFTER",
-        "options:check_server_args",
-    ),
-    Hook(
-        "sampling.sampling_params.SamplingParams.verify",
-        ("self", "vocab_size"),
-        "answers a bad custom_params['adakv'] with 400",
-        "main",
-        "BEFORE",
-        "frontend:verify_options",
-    ),
-    Hook(
-        "managers.tokenizer_manager.TokenizerManager.update_request_meta_info",
-        ("self", "meta_info", "state", "customized_info", "index", "finish_reason"),
-        "puts our report into meta_info as one object",
-        "main",
-        "AROUND",
-        "frontend:update_meta_info",
-    ),
-    Hook(
-        "entrypoints.openai.serving_chat.OpenAIServingChat._convert_to_internal_request",
-        ("self", "request", "raw_request"),
-        "turns a message boundary into a number of tokens",
-        "main",
-        "AFTER",
-        "frontend:mark_boundary",
-    ),
-    Hook(
-        "mem_cache.memory_pool.MHATokenToKVPool._create_buffers_normal",
-        ("self",),
-        "puts the pool's layers into one allocation",
-        "scheduler",
-        "AROUND",
-        "pool:one_allocation",
-    ),
-    Hook(
-        "layers.attention.graph_variants.create_attention_graph_variants",
-        ("hf_config",),
-        "captures decode graphs with and without contexts",
-        "scheduler",
-        "AROUND",
-        "graph_variants:create_variants",
-    ),
-    Hook(
-        "model_executor.runner.decode_cuda_graph_runner.build_replay_fb_view",
-        ("forward_batch",),
-        "keeps the rows' request ids in a replayed batch",
-        "scheduler",
-        "AFTER",
-        "graph_variants:keep_rids",
-    ),
-    Hook(
-        "managers.scheduler.Scheduler.get_output_streamer_class",
-        ("self",),
-        "compresses before the answer leaves, and reports in it",
-        "scheduler",
-        "AFTER",
-        "reports:streamer_class",
-    ),
-    Hook(
-        "managers.scheduler_components.internal_state.SchedulerInternalStateController.get_internal_state",
-        ("self", "recv_req"),
-        "shows pool and contexts in /server_info",
-        "scheduler",
-        "AFTER",
-        "reports:internal_state",
-    ),
-)
 
 SEAMS: Final[tuple[Seam, ...]] = (
     *HOOKS,
     Seam(
         "plugins.hook_registry.HookRegistry.register", ("target", "hook", "hook_type"), "installs the hooks"
+    ),
+    Seam(f"{_CHAT}._process_messages", ("request", "is_multimodal"), "renders a part of a conversation"),
+    Seam(f"{_ANTHROPIC}.protocol.AnthropicMessagesRequest", (), "is the body of /v1/messages"),
+    Seam(
+        f"{_ANTHROPIC}.serving.AnthropicServing._convert_to_chat_completion_request",
+        ("anthropic_request",),
+        "turns marked blocks into messages",
     ),
     Seam("mem_cache.registry.register_radix_cache_backend", ("name", "factory"), "offers our radix cache"),
     Seam("mem_cache.registry.create_unified_radix_cache", ("ctx", "cache_class"), "builds it as SGLang does"),
@@ -151,11 +38,17 @@ SEAMS: Final[tuple[Seam, ...]] = (
     Seam("server_args.add_attention_backend_choices", (), "lets --attention-backend name it"),
     Seam("arg_groups.model_override_base.resolving_view", ("server_args",), "reads options as resolved"),
     Seam("runtime_context.get_memory", (), "tells whether we are selected"),
+    Seam("runtime_context.get_observability", (), "tells what labels metrics carry"),
+    Seam("runtime_context.get_serving", (), "tells the model's name, for metrics"),
     Seam("mem_cache.common.evict_from_tree_cache", ("tree_cache", "num_tokens"), "makes room for a context"),
     Seam("mem_cache.radix_cache.RadixKey", ("token_ids", "extra_key", "limit", "cache_salt"), "names a path"),
     Seam("mem_cache.base_prefix_cache.MatchPrefixParams", ("key", "req"), "carries a match"),
     Seam("mem_cache.base_prefix_cache.InsertParams", ("key", "value"), "carries an insertion"),
-    Seam("mem_cache.cache_init_params.CacheInitParams", ("component_registry_override",), "takes our ledger"),
+    Seam(
+        "mem_cache.cache_init_params.CacheInitParams",
+        ("component_registry_override", "enable_metrics"),
+        "takes our ledger",
+    ),
     Seam(f"{_TREE}.match_prefix", ("params",), "is redirected"),
     Seam(f"{_TREE}.insert", ("params",), "takes the compressed node"),
     Seam(f"{_TREE}.checkpoint", ("req", "up_to"), "tells when a prompt is in the tree"),
@@ -170,9 +63,22 @@ SEAMS: Final[tuple[Seam, ...]] = (
     Seam(f"{_FULL}.evict_component", ("node", "device_frees", "host_frees", "target"), "frees B slots"),
     Seam(f"{_FULL}.redistribute_on_node_split", ("new_parent", "child"), "must never split a context"),
     Seam(f"{_CORE}.node_by_id", ("node_id",), "finds the plain path again"),
+    Seam(f"{_CORE}._inc_hit_count_and_check", ("node",), "counts the requests that come by a node"),
     Seam("managers.scheduler.Scheduler.handle_generate_request", ("recv_req",), "takes requests of our own"),
     Seam("managers.io_struct.TokenizedGenerateReqInput", ("rid", "input_ids", "lora_id"), "describes them"),
     Seam("sampling.sampling_params.SamplingParams.normalize", ("tokenizer",), "completes their options"),
+    Seam("entrypoints.http_server.app", (), "is the application that our routes join"),
+    Seam("utils.auth.auth_level", ("level",), "protects them as admin routes"),
+    Seam(f"{_MANAGER}.generate_request", ("obj", "request"), "takes orders for contexts"),
+    Seam(f"{_MANAGER}.auto_create_handle_loop", (), "reads what the schedulers send"),
+    Seam(f"{_MANAGER}._dispatch_to_scheduler", ("obj",), "sends them commands"),
+    Seam("managers.io_struct.BaseReq", (), "is what our commands are"),
+    Seam("managers.io_struct.hook_custom_types", ("new_types",), "lets them be sent"),
+    Seam("managers.io_struct.GenerateReqInput", ("input_ids", "routed_dp_rank", "extra_key"), "is an order"),
+    Seam("managers.scheduler.TypeBasedDispatcher", ("mapping",), "brings commands and answers to us"),
+    Seam("managers.schedule_batch.Req.set_finish_with_abort", ("error_msg",), "ends what cannot fit"),
+    Seam("managers.schedule_policy.CLIP_MAX_NEW_TOKENS", (), "is what SGLang reserves for an answer"),
+    Seam("entrypoints.openai.protocol.ChatCompletionRequest", ("messages",), "is a conversation"),
     Seam("layers.radix_attention.RadixAttention", (), "shows where the model's projections are"),
     Seam(f"{_STREAMER}.stream_output", ("reqs", "return_logprob"), "is preceded by waiting compressions"),
     Seam(f"{_STREAMER}.build_additional_customized_info", ("reqs",), "carries the reports"),

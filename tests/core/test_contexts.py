@@ -141,6 +141,16 @@ def test_recalling_a_superseded_context_makes_it_the_visible_one_again():
     assert list(registry) == [old, new]
 
 
+def test_the_context_of_a_prefix_is_found_whatever_its_settings():
+    old, new = context(key(1, 2), 1), context(key(1, 2), 2, AdaKVConfig(keep_ratio=0.25))
+    registry = registry_of(old, new)
+    assert registry.of_prefix(key(1, 2)) is new
+    others = (key(1), key(1, 2, 3), key(1, 2, extra_key="a"), key(1, 2, cache_salt="a"))
+    assert [registry.of_prefix(other) for other in others] == [None] * 4
+    registry.retire(new)
+    assert registry.of_prefix(key(1, 2)) is None
+
+
 def test_a_dropped_context_cannot_be_recalled():
     made = context(key(1, 2), 1)
     registry = registry_of(made)

@@ -11,7 +11,8 @@ CHECKS = {
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_BUSY": "1",
     "SGLANG_ENABLE_STRICT_MEM_CHECK_DURING_IDLE": "1",
     "SGLANG_ENABLE_RANK_CONSENSUS_CHECKER": "1",
-    "ADAKV_SGLANG_CONFIG": '{"debug_checks": true}',
+    # The default, kvzip, has tests of its own; elsewhere it would cost a second prefill per context.
+    "ADAKV_SGLANG_CONFIG": '{"debug_checks": true, "prepared_scorer": "keydiff"}',
 }
 
 
@@ -26,6 +27,8 @@ def model():
 
 class Servers:
     """At most one server at a time: a machine with two cores serves one well."""
+
+    DEFAULT = ("--enable-adakv", "--enable-metrics")
 
     def __init__(self, model, folder):
         self.model, self.folder = model, folder
@@ -74,8 +77,8 @@ def stock_answers(servers, workload):
 
 @pytest.fixture
 def adakv(servers):
-    """Our server with default options, empty."""
-    server = servers.get("--enable-adakv")
+    """Our server with default options and metrics, empty."""
+    server = servers.get(*servers.DEFAULT)
     server.call("/flush_cache", {})
     yield server
     assert_healthy(server)

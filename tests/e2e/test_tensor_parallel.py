@@ -1,6 +1,8 @@
 """Two ranks on the CPU decide alike and answer as one rank does."""
 
 import json
+import time
+import urllib.request
 
 import pytest
 from workload import output_ids
@@ -8,7 +10,8 @@ from workload import output_ids
 pytestmark = pytest.mark.server
 
 SETTINGS = ("--adakv-keep-ratio", "0.3", "--adakv-config", '{"scorer": "lagkv"}', "--adakv-scorer", "knorm")
-OPTIONS = ("--enable-adakv", "--tp", "2", *SETTINGS)
+AUTOMATIC = ("--adakv-auto-hits", "3", "--adakv-min-tokens", "200")
+OPTIONS = ("--enable-adakv", "--tp", "2", *SETTINGS, *AUTOMATIC)
 BINDING = {"SGLANG_CPU_OMP_THREADS_BIND": "0|1"}
 PICKED = (0, 1, 10, 11)
 
@@ -47,8 +50,11 @@ def test_two_ranks_have_the_settings_of_the_command_line_beside_those_of_the_env
     assert settings == {
         "keep_ratio": 0.3,
         "scorer": "knorm",
+        "prepared_scorer": "keydiff",
         "allocator": "cross-layer",
         "debug_checks": True,
+        "min_tokens": 200,
+        "auto_hits": 3,
     }
     assert len(said) == 1 and said[0].endswith(json.dumps(settings))
 
@@ -64,4 +70,41 @@ def test_two_ranks_keep_their_ledgers_alike_at_the_keep_ratio_of_the_command_lin
     assert all(answer["meta_info"]["cached_tokens"] == 600 for answer in answers)
     pool = server.state()["pool"]
     assert pool["held"] == 0 and pool["protected"] == 0
+    assert server.is_alive
+
+
+def test_two_ranks_prepare_a_shared_text_at_the_same_step(servers, workload):
+    """Ranks that differed would be noticed by SGLang's checker."""
+    server = servers.get(*OPTIONS, environment=BINDING)
+    server.call("/flush_cache", {})
+    answers = workload.ask_all(server, workload.prompts[:3], 8)
+    assert all("adakv" not in answer["meta_info"] for answer in answers)
+    deadline = time.monotonic() + 60
+    while not server.state()["contexts"]:
+        assert time.monotonic() < deadline, "no context"
+        time.sleep(0.1)
+    used = workload.ask(server, workload.prompts[4], 8)["meta_info"]["adakv"]
+    assert used["compressed"] and used["origin"] == "automatic" and used["scorer"] == "knorm"
+    assert server.log.read_text().count(f"automatic context {used['context_id']}") == 1, "one rank says so"
+    pool = server.state()["pool"]
+    assert pool["held"] == 0 and pool["protected"] == 0
+    assert server.is_alive
+
+
+def test_two_ranks_pin_and_drop_in_the_same_step(servers, workload):
+    """A rank that did not would hold other slots, which SGLang's checkers would notice."""
+    server = servers.get(*OPTIONS, environment=BINDING)
+    server.call("/flush_cache", {})
+    orders = [{"input_ids": document[:200], "pin": True} for document in workload.documents]
+    contexts = [server.call("/adakv/contexts", order)[1] for order in orders]
+    assert all(each["state"] == "ready" and each["pinned"] and each["slots"] == 60 for each in contexts)
+    assert contexts[0]["saved_bytes"] == 140 * 2 * 30 * 4 * 64 * 4, "3 KV heads are 2 on each of both ranks"
+    request = urllib.request.Request(f"{server.url}/adakv/contexts/{contexts[0]['id']}", method="DELETE")
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert json.loads(answer.read())["reason"] == "dropped"
+    found = [server.generate([*order["input_ids"], 5], 1)["meta_info"]["cached_tokens"] for order in orders]
+    assert found == [0, 200]
+    stats = server.call("/adakv/stats")[1]
+    assert stats["pool"]["pinned"] == stats["pool"]["compressed"] == 60 and stats["contexts"]["ready"] == 1
+    server.call("/flush_cache", {})
     assert server.is_alive

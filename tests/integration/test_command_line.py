@@ -10,6 +10,9 @@ from adakv_sglang import AdaKVConfig
 from adakv_sglang.config import CONFIG_VARIABLE
 from adakv_sglang.integration.command_line import add_cli_args, from_cli_args
 
+DEFAULTS = ("0.5", "keydiff", "cross-layer", "0", "1024")
+AUTOMATIC = ("--adakv-auto-hits REQUESTS", "--adakv-min-tokens TOKENS")
+
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch):
@@ -55,9 +58,9 @@ def test_without_the_flag_nothing_is_changed():
 def test_help_shows_our_options_in_a_group_with_the_defaults():
     _, _, group = parser().format_help().partition("\nadakv:\n")
     text = " ".join(group.split())
-    for flag in ("--enable-adakv", "--adakv-keep-ratio RATIO", "--adakv-config FILE_OR_JSON"):
+    for flag in ("--enable-adakv", "--adakv-keep-ratio RATIO", "--adakv-config FILE_OR_JSON", *AUTOMATIC):
         assert flag in text
-    for word in ("kvzip", "ada-pyramid", "Default: 0.5", "Default: keydiff", "Default: cross-layer"):
+    for word in ("kvzip", "ada-pyramid", *(f"Default: {value}" for value in DEFAULTS)):
         assert word in text
 
 
@@ -74,6 +77,17 @@ def test_a_file_in_the_environment_counts_too(environment, tmp_path):
     environment.setenv(CONFIG_VARIABLE, str(tmp_path / "adakv.json"))
     start("--attention-backend", "adakv", "--adakv-allocator", "pyramid")
     assert AdaKVConfig.from_environment() == AdaKVConfig(sinks=9, allocator="pyramid")
+
+
+def test_shared_prefixes_are_prepared_only_if_an_option_says_so(environment):
+    start("--enable-adakv", "--adakv-min-tokens", "200")
+    assert AdaKVConfig.from_environment() == AdaKVConfig(min_tokens=200)
+    assert AdaKVConfig.from_environment().auto_hits == 0
+    environment.setenv(CONFIG_VARIABLE, '{"auto_hits": 9}')
+    start("--enable-adakv", "--adakv-auto-hits", "3", "--adakv-min-tokens", "200")
+    assert AdaKVConfig.from_environment() == AdaKVConfig(min_tokens=200, auto_hits=3)
+    start("--enable-adakv", "--adakv-auto-hits", "0")
+    assert AdaKVConfig.from_environment() == AdaKVConfig()
 
 
 @pytest.mark.parametrize("target", [{"min_retained": 0.9}, {"max_bound": 2.0}])
@@ -100,6 +114,10 @@ def test_without_settings_the_environment_is_left_alone(environment, given):
             ("--adakv-keep-ratio", bad, f"expected a number in (0, 1], got {shown}")
             for bad, shown in (("0", "0.0"), ("1.5", "1.5"), ("nan", "nan"), ("half", "'half'"))
         ],
+        ("--adakv-auto-hits", "1", "expected 0 (never) or at least 2 requests that share a prefix, got 1"),
+        ("--adakv-auto-hits", "few", "expected a whole number in [0, 2147483647], got 'few'"),
+        ("--adakv-min-tokens", "0", "expected a whole number in [1, 2147483647], got 0"),
+        ("--adakv-min-tokens", "1e3", "expected a whole number in [1, 2147483647], got '1e3'"),
         ("--adakv-scorer", "best", "invalid choice: 'best'"),
         ("--adakv-allocator", "best", "invalid choice: 'best'"),
         ("--adakv-config", "{", "not valid JSON ("),

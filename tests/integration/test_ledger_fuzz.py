@@ -1,4 +1,4 @@
-"""Any order of prepare, match, extend, retract, abort, evict and flush leaves the pool's ledger exact."""
+"""Any order of prepare, pin, drop, match, extend, retract, abort, evict and flush leaves the pool's ledger exact."""
 
 import os
 
@@ -12,6 +12,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 from scheduler_bench import SchedulerBench
+from sglang.srt.runtime_context import get_parallel
+
+from adakv_sglang.integration.request_state import Refusal
 
 STEPS = int(os.environ.get("ADAKV_FUZZ_STEPS", "10000"))
 STEPS_PER_EXAMPLE = 100
@@ -28,6 +31,7 @@ WISHES = [
     {"compress": True},
     {"compress": True, "keep_ratio": 1.0},
     {"compress": True, "keep_ratio": 0.3},
+    {"compress": True, "keep_ratio": 0.3, "pin": True},
 ]
 
 
@@ -104,6 +108,28 @@ class Ledger(RuleBasedStateMachine):
     def abort(self, index):
         self.bench.abort(_pick(self.bench.running + self.bench.waiting, index))
 
+    @precondition(lambda self: len(self.bench.contexts) > 0)
+    @rule(index=st.integers(0, 9), pinned=st.booleans())
+    def pin(self, index, pinned):
+        keeper, context = self.bench.tree.keeper, _pick(list(self.bench.contexts), index)
+        if not pinned:
+            keeper.unpin(context)
+            return
+        try:
+            keeper.pin(context)
+        except Refusal:
+            return
+        assert keeper.is_pinned(context)
+
+    @precondition(lambda self: len(self.bench.contexts) > 0)
+    @rule(index=st.integers(0, 9))
+    def drop(self, index):
+        """As the command does it, between two batches."""
+        context = _pick(list(self.bench.contexts), index)
+        self.bench.tree.keeper.drop(context)
+        self.bench.tree.run_preparations()
+        assert not self.bench.contexts.is_visible(context)
+
     @rule(num_tokens=st.integers(1, 60))
     def evict(self, num_tokens):
         self.bench.evict(num_tokens)
@@ -125,11 +151,23 @@ class Ledger(RuleBasedStateMachine):
     def ledger_is_exact(self):
         type(self).steps_taken += 1
         self.bench.check()
+        keeper, contexts = self.bench.tree.keeper, list(self.bench.contexts)
+        pinned = [context for context in contexts if keeper.is_pinned(context)]
+        assert sum(context.prefix.num_slots for context in pinned) == keeper.pinned_slots, (
+            "a pin of no context"
+        )
+        assert keeper.pinned_slots <= keeper.max_pinned_slots
+        if any(keeper.is_dropped(context) for context in contexts) and not self.bench.running:
+            self.bench.tree.run_preparations()  # its last user was retracted: the next batch's safe point
+            assert not any(keeper.is_dropped(context) for context in self.bench.contexts)
+            self.bench.check()
 
     def teardown(self):
         """Everything ends: no slot is lost, and evicting all gives the whole pool back."""
         for req in list(self.bench.running):
             self.bench.abort(req)
+        for context in self.bench.contexts:
+            self.bench.tree.keeper.unpin(context)
         self.bench.tree.run_preparations()
         self.bench.check()
         self.bench.evict(self.bench.allocator.size)
@@ -146,7 +184,8 @@ def test_every_sequence_of_events_keeps_the_ledger_exact():
         suppress_health_check=list(HealthCheck),
         print_blob=True,
     )
-    run_state_machine_as_test(Ledger, settings=options)
+    with get_parallel().override(tp_rank=0):
+        run_state_machine_as_test(Ledger, settings=options)
     print(f"\n{Ledger.steps_taken} steps, every one audited")
     assert Ledger.steps_taken >= STEPS
 

@@ -1,0 +1,98 @@
+"""What schedulers do for the routes: commands are carried out between two batches, on every rank in the same step."""
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any, Final
+
+from sglang.srt.runtime_context import get_parallel
+from sglang.utils import TypeBasedDispatcher
+
+from adakv_sglang.core.contexts import Context
+from adakv_sglang.integration import overview
+from adakv_sglang.integration.messages import (
+    FAILED,
+    GONE,
+    REFUSED,
+    UNKNOWN,
+    AdaKVCommand,
+    AdaKVReply,
+    register_messages,
+)
+from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+from adakv_sglang.integration.request_state import Refusal
+
+logger = logging.getLogger(__name__)
+
+
+class _Unusable(Exception):
+    """The context is not there, or not as it must be. status: UNKNOWN or GONE."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+
+
+def add_commands(_result: None, scheduler: Any) -> None:
+    """AFTER `Scheduler.init_request_dispatcher`: take our commands."""
+    register_messages()
+    handler = functools.partial(answer, scheduler)
+    scheduler._request_dispatcher += TypeBasedDispatcher([(AdaKVCommand, handler)])
+
+
+def answer(scheduler: Any, command: AdaKVCommand) -> AdaKVReply:
+    """Carry a command out; whatever goes wrong, the scheduler goes on."""
+    reply = AdaKVReply(number=command.number, replica=get_parallel().dp_rank or 0)
+    try:
+        reply.result = COMMANDS[command.name](scheduler.tree_cache, **command.options)
+    except _Unusable as problem:
+        reply.problem, reply.status = str(problem), problem.status
+    except Refusal as refusal:
+        reply.problem, reply.status = str(refusal), REFUSED
+    except Exception as error:
+        logger.exception("the command %s failed", command.name)
+        reply.problem, reply.status = f"{command.name}: {type(error).__name__}: {error}", FAILED
+    return reply
+
+
+def pin(tree: AdaKVRadixCache, name: str, pinned: bool) -> None:
+    """Pin or unpin a live context; raise Refusal beyond the allowed share."""
+    context = _live(tree, name)
+    if context is None:
+        raise _Unusable(GONE, f"pin: expected a ready context, got one that is {_known_state(tree, name)}")
+    if pinned:
+        tree.keeper.pin(context)
+    else:
+        tree.keeper.unpin(context)
+    tree.history.settled()
+
+
+def drop(tree: AdaKVRadixCache, name: str) -> None:
+    """Drop a live context; one that is gone or has failed stays so."""
+    if (context := _live(tree, name)) is not None:
+        tree.keeper.drop(context)
+        tree.run_preparations()
+        tree.history.settled()
+    elif (state := _known_state(tree, name)) in ("queued", "scoring"):
+        raise Refusal("other", f"drop: the context is still {state}; drop it when it is ready")
+
+
+def _live(tree: AdaKVRadixCache, name: str) -> Context | None:
+    found = (context for context in tree.contexts if context.context_id == name)
+    return next((context for context in found if not tree.keeper.is_dropped(context)), None)
+
+
+def _known_state(tree: AdaKVRadixCache, name: str) -> str:
+    known = overview.describe(tree, [name])
+    if not known:
+        raise _Unusable(UNKNOWN, "unknown")
+    return str(known[0]["state"])
+
+
+COMMANDS: Final[dict[str, Callable[..., Any]]] = {
+    "index": overview.index,
+    "describe": overview.describe,
+    "stats": overview.stats,
+    "pin": pin,
+    "drop": drop,
+}

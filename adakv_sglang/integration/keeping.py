@@ -1,0 +1,122 @@
+"""Which contexts stay and which have to go: pinned contexts, dropped ones, and who fits beside the pinned."""
+
+from typing import TYPE_CHECKING, Any
+
+from sglang.srt.managers.schedule_policy import CLIP_MAX_NEW_TOKENS
+
+from adakv_sglang.core.contexts import Context
+from adakv_sglang.core.history import End
+from adakv_sglang.integration.request_state import Refusal
+
+if TYPE_CHECKING:
+    from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+
+
+class ContextKeeper:
+    """Pins and drops the contexts of one tree; every rank of a group does the same at the same step.
+
+    A pinned context's node is locked in the tree, as by a running request, and so counts as protected.
+    """
+
+    def __init__(self, tree: "AdaKVRadixCache") -> None:
+        self._tree = tree
+        self._locks: dict[Context, Any] = {}
+        self._dropped: set[Context] = set()
+
+    @property
+    def pinned_slots(self) -> int:
+        """Token slots that pinned contexts own."""
+        return sum(context.prefix.num_slots for context in self._locks)
+
+    @property
+    def max_pinned_slots(self) -> int:
+        """Token slots that they may own together."""
+        return int(self._tree.config.max_pinned_share * self._tree.token_to_kv_pool_allocator.size)
+
+    def is_pinned(self, context: Context) -> bool:
+        """Whether the context stays when the pool runs full."""
+        return context in self._locks
+
+    def is_dropped(self, context: Context) -> bool:
+        """Whether the context goes when its last user is done; one that is prepared again meanwhile does not."""
+        return context in self._dropped and not self._tree.contexts.is_visible(context)
+
+    def pin(self, context: Context) -> None:
+        """Keep the context until it is unpinned or dropped; raise Refusal beyond the allowed share."""
+        if context in self._locks:
+            return
+        if self.is_dropped(context):
+            raise Refusal("other", "pin: the context was dropped; prepare it again")
+        slots, pinned, most = context.prefix.num_slots, self.pinned_slots, self.max_pinned_slots
+        if pinned + slots > most:
+            raise Refusal(
+                "no_room",
+                f"pin: expected at most {most} pinned token slots, got {pinned + slots} with the {slots} of this "
+                "context; unpin another one, lower keep_ratio, or raise max_pinned_share in the server's settings",
+            )
+        self._locks[context] = self._tree.lock(self._tree.node_of(context))
+        self._tree.history.changed()
+
+    def unpin(self, context: Context) -> None:
+        """Let the context be evicted like any other; nothing happens if it is not pinned."""
+        if context in self._locks:
+            self._tree.unlock(self._locks.pop(context))
+            self._tree.history.changed()
+
+    def drop(self, context: Context) -> None:
+        """Hide the context from new requests; its slots are free at the first safe point without a user."""
+        self.unpin(context)
+        node_id = self._tree.node_of(context)
+        self._tree.contexts.retire(context)
+        self._dropped.add(context)
+        self._tree.history.changed()
+        self._tree.plain_paths.release_later(node_id)
+
+    def take_back(self, context: Context) -> None:
+        """A dropped context was prepared again before it could go: it stays like any other."""
+        self._dropped.discard(context)
+
+    def forget(self, context: Context) -> End:
+        """The context leaves the tree; returns how."""
+        self._locks.pop(context, None)
+        is_dropped = self.is_dropped(context)
+        self._dropped.discard(context)
+        if is_dropped:
+            return "dropped"
+        return "evicted" if self._tree.contexts.is_visible(context) else "replaced"
+
+    def clear(self) -> None:
+        """Forget everything: the tree was reset, and its locks with it."""
+        self._locks.clear()
+        self._dropped.clear()
+
+    def fit(self, req: Any, prefix_len: int, node_id: int) -> None:
+        """Cut short, or end, a waiting request that could never run beside the pinned contexts.
+
+        SGLang admits what fits the whole pool, and would let such a request wait for room for ever, and others
+        behind it. prefix_len, node_id: what it matched. Decides only while nothing else holds slots, so that what
+        is free now is all that ever will be.
+        """
+        tree, allocator = self._tree, self._tree.token_to_kv_pool_allocator
+        free = allocator.available_size() + tree.evictable_size()
+        if free + self.pinned_slots < allocator.size or req.to_finish is not None:
+            return
+        lock = tree.lock(node_id)
+        free = allocator.available_size() + tree.evictable_size()
+        tree.unlock(lock)
+        params, done = req.sampling_params, len(req.output_ids)
+        computed = len(req.full_untruncated_fill_ids) - prefix_len
+        answer = min(max(params.max_new_tokens - done, 0), CLIP_MAX_NEW_TOKENS)
+        if (
+            computed + answer + 1 < free
+        ):  # SGLang's own condition, with the slot that it adds for each request
+            return
+        most = free - computed - 2
+        if most < 1:
+            req.set_finish_with_abort(
+                f"the prompt needs {computed + 3} token slots beside its cached prefix, and {free} of "
+                f"{allocator.size} are not pinned; unpin contexts (PATCH /adakv/contexts/ID), or send a shorter prompt"
+            )
+        else:
+            params.max_new_tokens = done + most
+            params.min_new_tokens = min(params.min_new_tokens, params.max_new_tokens)

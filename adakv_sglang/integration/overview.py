@@ -1,0 +1,169 @@
+"""What one rank's contexts look like from outside, in plain values: for the routes and the metrics."""
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import adakv_sglang
+from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.contexts import Context, ContextKey
+from adakv_sglang.core.history import HEAD, PastContext, Usage
+from adakv_sglang.integration.request_state import PrepareOrder, RequestState
+from adakv_sglang.settings import active_settings
+
+if TYPE_CHECKING:
+    from adakv_sglang.integration.radix_cache import AdaKVRadixCache
+
+Entry = Context | PastContext | tuple[RequestState, PrepareOrder]
+
+
+def entries(tree: "AdaKVRadixCache") -> dict[str, Entry]:
+    """All contexts by id: those that are gone or failed, those being prepared, live ones; later ones win."""
+    found: dict[str, Entry] = {past.context_id: past for past in tree.history.past()}
+    for state, order in tree.states.with_orders():
+        found[order.key.context_id(order.config)] = (state, order)
+    found.update((context.context_id, context) for context in tree.contexts)
+    return found
+
+
+def index(tree: "AdaKVRadixCache") -> list[tuple[str, str, float]]:
+    """Id, state and time of creation of every context, in no order."""
+    return [(name, _state(tree, entry), _usage(tree, entry).created) for name, entry in entries(tree).items()]
+
+
+def counts(tree: "AdaKVRadixCache") -> dict[str, int]:
+    """Contexts by state."""
+    return dict(Counter(_state(tree, entry) for entry in entries(tree).values()))
+
+
+def describe(tree: "AdaKVRadixCache", names: Iterable[str], details: bool = False) -> list[dict[str, Any]]:
+    """The named contexts, without those that are not known; with or without what was measured in the making."""
+    known = entries(tree)
+    return [_described(tree, name, known[name], details) for name in names if name in known]
+
+
+def slot_bytes(tree: "AdaKVRadixCache") -> int:
+    """Memory of one token slot: K and V of all layers and heads, on all ranks that share a model."""
+    geometry = tree.pool.geometry
+    vectors = 2 * geometry.num_layers * geometry.num_heads
+    ranks: int = tree.tp_world_size
+    return vectors * geometry.head_dim * tree.pool.kv.element_size() * ranks
+
+
+def pool(tree: "AdaKVRadixCache") -> dict[str, int]:
+    """Who owns the pool's token slots; `held` is what running requests own privately."""
+    allocator = tree.token_to_kv_pool_allocator
+    free, cached = allocator.available_size(), tree.evictable_size() + tree.protected_size()
+    compressed = sum(context.prefix.num_slots for context in tree.contexts)
+    return {
+        "total": allocator.size,
+        "free": free,
+        "plain": cached - compressed,
+        "compressed": compressed,
+        "held": allocator.size - free - cached,
+        "pinned": tree.keeper.pinned_slots,
+    }
+
+
+def stats(tree: "AdaKVRadixCache") -> dict[str, Any]:
+    """What contexts have done since the start, and what holds now."""
+    history = tree.history
+    saved = sum(context.prefix.num_tokens - context.prefix.num_slots for context in tree.contexts)
+    return {
+        "pool": pool(tree),
+        "contexts": counts(tree),
+        "slots_saved": saved,
+        "bytes_saved": saved * slot_bytes(tree),
+        "hits": history.hits,
+        "compressions": history.compressions,
+        "compression_seconds": history.seconds,
+        "fallbacks": dict(history.fallbacks),
+        "evictions": history.ends["evicted"],
+        "max_pinned_slots": tree.keeper.max_pinned_slots,
+        "settings": active_settings(tree.config),
+        "version": adakv_sglang.__version__,
+    }
+
+
+def _state(tree: "AdaKVRadixCache", entry: Entry) -> str:
+    if isinstance(entry, Context):
+        return "evicted" if tree.keeper.is_dropped(entry) else "ready"
+    if isinstance(entry, PastContext):
+        return "failed" if entry.has_failed else "evicted"
+    state, order = entry
+    return "scoring" if state.has_started or order.is_queued else "queued"
+
+
+def _usage(tree: "AdaKVRadixCache", entry: Entry) -> Usage:
+    if isinstance(entry, Context):
+        return tree.history.usage(entry)
+    return entry.usage if isinstance(entry, PastContext) else Usage(entry[0].since)
+
+
+def _described(tree: "AdaKVRadixCache", name: str, entry: Entry, details: bool) -> dict[str, Any]:
+    state, usage = _state(tree, entry), _usage(tree, entry)
+    if isinstance(entry, PastContext):
+        told = {"reason": entry.reason, "tokens": entry.num_tokens, "origin": entry.origin}
+        config, head = entry.config, entry.head
+    elif isinstance(entry, Context):
+        config, head = entry.config, tuple(entry.key.head(HEAD))
+        told = {"tokens": entry.prefix.num_tokens, "origin": entry.origin}
+        told |= _live(tree, entry, details) if state == "ready" else {"reason": "dropped"}
+    else:
+        (asking, order), config = entry, entry[1].config
+        told = {"tokens": order.key.num_tokens, "origin": asking.origin}
+        head = tuple(order.key.head(HEAD))
+    settled = isinstance(entry, Context) or not config.target or state == "evicted"
+    return {
+        "id": name,
+        "state": state,
+        **settings_of(config, settled),
+        "hits": usage.hits,
+        "created": usage.created,
+        "last_used": usage.last_used,
+        **({"token_ids_head": head} if details else {}),
+        **told,
+    }
+
+
+def settings_of(config: AdaKVConfig, is_settled: bool) -> dict[str, Any]:
+    """How a context is made. is_settled: whether its keep ratio is known, which a target chooses late."""
+    return {
+        "keep_ratio": config.keep_ratio if is_settled else None,
+        "target": config.target or None,
+        "scorer": config.scorer,
+        "allocator": config.allocator,
+        "alpha": config.alpha,
+    }
+
+
+def ordered(key: ContextKey, config: AdaKVConfig, created: float) -> dict[str, Any]:
+    """A context that a route has ordered and that no scheduler knows of yet."""
+    return {
+        "id": key.context_id(config),
+        "state": "queued",
+        "tokens": key.num_tokens,
+        **settings_of(config, not config.target),
+        "created": created,
+        "origin": "api",
+    }
+
+
+def _live(tree: "AdaKVRadixCache", context: Context, details: bool) -> dict[str, Any]:
+    prefix = context.prefix
+    saved = prefix.num_tokens - prefix.num_slots
+    told = {
+        "pinned": tree.keeper.is_pinned(context),
+        "slots": prefix.num_slots,
+        "saved_slots": saved,
+        "saved_bytes": saved * slot_bytes(tree),
+        "retained_mass": prefix.mean_retained_mass,
+        "visible": tree.contexts.is_visible(context),
+    }
+    if not details:
+        return told
+    return told | {
+        "retained_mass_per_layer": prefix.retained_mass_per_layer,
+        "bound": prefix.bound if context.config.wants_bound else None,
+        "head_budgets": prefix.head_budgets,
+    }

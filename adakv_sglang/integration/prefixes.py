@@ -1,0 +1,147 @@
+"""From what a caller of POST /adakv/contexts sends to tokens: where the context ends, and what names it."""
+
+import asyncio
+import os.path
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
+
+from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
+from adakv_sglang.control.models import PrepareOrder
+from adakv_sglang.control.service import ServiceError
+from adakv_sglang.core.contexts import NAMESPACE_MARK, ContextKey
+from adakv_sglang.core.scorers import SCORERS
+from adakv_sglang.integration.prompts import Prompt
+from adakv_sglang.integration.routing import REPEATED_TOKENS
+
+CONTINUATIONS: Final = (" a", "a", "0", ".", "\n", " ")  # what may follow a text, as tokenizers tell it apart
+INSTRUCTION_TOKENS: Final = 128  # room for the words that ask a model to repeat a context
+PASSED_ON: Final = (
+    *("min_retained", "max_bound", "scorer", "allocator", "alpha", "report_bound", "context_tokens"),
+    "pin",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """A context to be prepared. key, config: what names it. wish: the order as requests carry it."""
+
+    key: ContextKey
+    config: AdaKVConfig
+    wish: dict[str, Any]
+
+    @property
+    def context_id(self) -> str:
+        """Its name."""
+        return self.key.context_id(self.config)
+
+
+class PrefixReader:
+    """Reads orders as SGLang's own routes would read the requests that come later.
+
+    manager: SGLang's TokenizerManager. chat: gives its chat route, which is made after this.
+    Text is turned into tokens in a thread, one order at a time, so that the server goes on meanwhile.
+    """
+
+    def __init__(self, manager: Any, chat: Callable[[], Any], config: AdaKVConfig) -> None:
+        self._manager, self._chat, self._config = manager, chat, config
+        self._turn = asyncio.Lock()
+
+    async def read(self, order: PrepareOrder) -> Prefix:
+        """The order's prefix; raise ServiceError 400 with what to change."""
+        if NAMESPACE_MARK in (order.extra_key or ""):
+            raise ServiceError(400, "extra_key: expected no control characters; choose another")
+        async with self._turn:
+            try:
+                return await asyncio.to_thread(self._read, order)
+            except ConfigError as error:
+                raise ServiceError(400, str(error)) from None
+
+    def _read(self, order: PrepareOrder) -> Prefix:
+        tokens, spans = self._tokens(order)
+        end = order.context_tokens or len(tokens)
+        if end > len(tokens):
+            raise ConfigError(
+                f"context_tokens: expected at most {len(tokens)}, the tokens of the prefix; got {end}"
+            )
+        self._check_length(end)
+        vocabulary = self._manager.model_config.vocab_size
+        if (highest := max(tokens, default=0)) >= vocabulary:
+            raise ConfigError(f"input_ids: expected tokens below {vocabulary}, got {highest}")
+        wish = _wish(order, end, [*(order.protect or ()), *spans])
+        wish.setdefault("scorer", self._default_scorer(end))
+        config = ContextRequest(**wish).configure(self._config)
+        if (obstacle := config.obstacle(end)) is not None:
+            raise ConfigError(obstacle)
+        key = ContextKey(array("q", tokens[:end]).tobytes(), order.extra_key, order.cache_salt)
+        return Prefix(key, config, wish)
+
+    def _default_scorer(self, num_tokens: int) -> str:
+        """What scores contexts ahead of time, or any context where this server takes no prompt that repeats it."""
+        name = self._config.prepared_scorer
+        repeated = min(num_tokens, REPEATED_TOKENS) + INSTRUCTION_TOKENS
+        if SCORERS[name].needs == "reconstruction" and num_tokens + repeated > self._longest():
+            return self._config.scorer
+        return name
+
+    def _longest(self) -> int:
+        """Tokens of a prompt that this server takes."""
+        manager = self._manager
+        limits = (manager.context_len, manager.max_req_input_len)
+        return int(min(limit for limit in limits if limit is not None) - 2 - manager.num_reserved_tokens)
+
+    def _tokens(self, order: PrepareOrder) -> tuple[list[int], list[list[int]]]:
+        """The prefix, and the spans of the messages to be protected."""
+        if order.input_ids is not None:
+            return list(order.input_ids), []
+        if self._manager.tokenizer is None:
+            raise ConfigError("text, messages: this server has no tokenizer; send input_ids")
+        if order.text is not None:
+            return self._shared(order.text + (order.question or "")), []
+        return self._rendered(order)
+
+    def _shared(self, text: str) -> list[int]:
+        """The tokens that the text has in common with all its continuations."""
+        encode = self._manager.tokenizer.encode
+        first: list[int] = encode(text + CONTINUATIONS[0])
+        self._check_length(len(first) - 2)  # not behind the continuation, which is a token or two
+        rest: list[list[int]] = [encode(text + continuation) for continuation in CONTINUATIONS[1:]]
+        return list(os.path.commonprefix([first, *rest]))
+
+    def _rendered(self, order: PrepareOrder) -> tuple[list[int], list[list[int]]]:
+        messages = [*(order.messages or ())]
+        if order.question is not None:
+            messages.append({"role": "user", "content": order.question})
+        try:
+            request = ChatCompletionRequest.model_validate({"model": "-", "messages": messages})
+            prompt = Prompt(self._chat(), request)
+            end = prompt.boundary(len(messages))
+            limit = min(end, order.context_tokens or end)
+            spans = [prompt.span(i, len(messages), limit) for i in order.protect_messages or ()]
+        except ConfigError as error:
+            raise ConfigError(str(error).removeprefix('custom_params["adakv"]: ')) from None
+        except Exception as error:  # templates are programs of the model's: they fail as they like
+            reason = " ".join(str(error).split())[:300]
+            raise ConfigError(f"messages: the chat template refuses them ({reason}); change them") from None
+        return prompt.tokens[:end], spans
+
+    def _check_length(self, num_tokens: int) -> None:
+        if num_tokens > (most := self._longest()):
+            raise ConfigError(
+                f"the context has {num_tokens} tokens; expected at most {most}, what this server takes; shorten it, "
+                "or give the server a larger --context-length or --max-total-tokens"
+            )
+
+
+def _wish(order: PrepareOrder, end: int, protect: list[Any]) -> dict[str, Any]:
+    given = {name: value for name in PASSED_ON if (value := getattr(order, name)) not in (None, False)}
+    if order.token_budget is not None:
+        given["keep_ratio"] = min(1.0, order.token_budget / end)
+    elif order.keep_ratio is not None:
+        given["keep_ratio"] = order.keep_ratio
+    if protect:
+        given["protect"] = [list(span) for span in protect]
+    return {**given, "compress": True, "context_tokens": end}

@@ -1,0 +1,306 @@
+"""The routes, the bridge and the schedulers' commands together, over real trees; only model and sockets are stood in for."""
+
+import asyncio
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from scheduler_bench import CONFIG, DOCUMENT, N, SchedulerBench
+from sglang.srt.runtime_context import get_parallel
+from sglang.srt.utils.auth import add_api_key_middleware
+from sglang.utils import TypeBasedDispatcher
+
+from adakv_sglang.integration import bridge as bridge_module
+from adakv_sglang.integration import control_routes, messages
+from adakv_sglang.integration.commands import answer
+from adakv_sglang.integration.messages import AdaKVReply
+from adakv_sglang.integration.options import API_MARK, api_token
+from adakv_sglang.integration.reports import report
+
+CONTEXTS = "/adakv/contexts"
+ORDER = {"input_ids": DOCUMENT}
+SLOTS = CONFIG.num_slots(N)
+OTHER = list(range(200, 240))
+
+
+class Letters:
+    """A tokenizer: every character is a token, and two full stops are one."""
+
+    def encode(self, text):
+        return [ord(each) for each in text.replace("..", chr(999))]
+
+    def decode(self, tokens):
+        return "".join(map(chr, tokens))
+
+
+class Manager:
+    """SGLang's TokenizerManager as far as we use it, in front of one bench per replica.
+
+    silent: commands get no answer. fails: raised by the next requests. gate: requests wait for it.
+    """
+
+    def __init__(self, benches):
+        self.benches, self.tokenizer = benches, Letters()
+        self.model_config = SimpleNamespace(vocab_size=1000, is_multimodal=False)
+        self.context_len, self.max_req_input_len, self.num_reserved_tokens = 200, 150, 0
+        self._result_dispatcher = TypeBasedDispatcher([])
+        self.sent, self.requests, self.silent, self.fails, self.gate = [], [], False, None, None
+
+    def auto_create_handle_loop(self):
+        """Answers come by the loop that asks."""
+
+    def _dispatch_to_scheduler(self, command):
+        self.sent.append(command)
+        for rank, bench in enumerate(self.benches):
+            with get_parallel().override(dp_rank=rank):
+                reply = answer(SimpleNamespace(tree_cache=bench.tree), command)
+            if not self.silent:
+                asyncio.get_running_loop().call_soon(self._result_dispatcher, reply)
+
+    async def generate_request(self, request, _raw):
+        self.requests.append(request)
+        await asyncio.sleep(0)
+        while self.gate is not None and not self.gate():
+            await asyncio.sleep(0.01)
+        if self.fails is not None:
+            raise self.fails
+        bench = self.benches[request.routed_dp_rank or 0]
+        params = request.sampling_params
+        scope = {"extra_key": request.extra_key, "cache_salt": request.cache_salt}
+        req = bench.submit(request.input_ids, max_new_tokens=params["max_new_tokens"], **scope)
+        req.sampling_params.custom_params = params["custom_params"]
+        bench.run(req)
+        bench.check()
+        yield {"meta_info": {"adakv": report(bench.states.of(req))}}
+
+
+@pytest.fixture
+def served(request):
+    """A client of an application with our routes, and the manager behind it; the parameter is the number of replicas."""
+    replicas = getattr(request, "param", 1)
+    config = replace(CONFIG, max_pinned_share=0.2)
+    manager = Manager([SchedulerBench(pool_size=160, config=config) for _ in range(replicas)])
+    with get_parallel().override(num_dp_ranks=replicas, tp_rank=0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(control_routes.AdaKVConfig, "from_environment", lambda: config)
+        app = FastAPI()
+        control_routes.mount(app, manager)
+        with TestClient(app) as client:
+            yield SimpleNamespace(client=client, manager=manager, app=app, bench=manager.benches[0])
+
+
+def post(served, status=201, **body):
+    found = served.client.post(CONTEXTS, json=body)
+    assert found.status_code == status, found.text
+    return found.json()
+
+
+def refusal(answer):
+    return answer["error"]["message"]
+
+
+def test_an_order_goes_through_as_a_request_of_the_api(served):
+    context = post(served, **ORDER, pin=True)
+    assert (context["origin"], context["pinned"], context["slots"]) == ("api", True, SLOTS)
+    (request,) = served.manager.requests
+    assert request.sampling_params["custom_params"][API_MARK] == api_token()
+    assert len(request.input_ids) == N + 1 and request.routed_dp_rank is None
+    assert post(served, 200, **ORDER)["id"] == context["id"]
+    assert len(served.manager.requests) == 1, "one that is there is not sent again"
+
+
+def test_what_is_ordered_ahead_of_time_is_scored_by_repeating_it_unless_that_is_too_long_for_the_server(
+    served,
+):
+    def scorer(**order):
+        served.client.post(CONTEXTS, json={**ORDER, **order})
+        return served.manager.requests[-1].sampling_params["custom_params"]["adakv"]["scorer"]
+
+    served.manager.fails = ValueError("not taken")
+    assert scorer() == "keydiff", "40 tokens, the words and the tokens once more are above 148"
+    served.manager.context_len = served.manager.max_req_input_len = 300
+    assert scorer() == "kvzip"
+    assert scorer(scorer="knorm") == "knorm"
+
+
+def test_a_pin_is_refused_before_the_work_is_done(served):
+    post(served, **ORDER, pin=True)
+    told = post(served, 409, input_ids=OTHER, pin=True)
+    assert "at most 32 pinned token slots, got 40" in refusal(told)
+    assert len(served.manager.requests) == 1
+    assert not post(served, input_ids=OTHER)["pinned"]
+    assert "at most 32 pinned" in refusal(post(served, 409, input_ids=OTHER, pin=True))
+
+
+def test_a_pin_that_only_turns_out_too_large_leaves_the_context_unpinned_and_says_so(served):
+    context = post(served, **ORDER, min_retained=0.99, pin=True)
+    assert not context["pinned"] and "at most 32 pinned token slots" in context["reason"]
+
+
+def test_a_text_ends_at_the_last_boundary_that_all_continuations_share(served):
+    text = "a text of some forty characters that ends."
+    context = post(served, text=text)
+    assert context["tokens"] == len(text) - 1, "another full stop would make another token of the last one"
+    assert context["text_head"] == text[:32]
+    assert post(served, text=text, question="Why?")["tokens"] == len(text) + len("Why?")
+
+
+def test_messages_need_a_chat_template_that_takes_them(served):
+    served.app.state.openai_serving_chat = SimpleNamespace(tokenizer_manager=served.manager)
+    told = post(served, 400, messages=[{"role": "user", "content": "Hello"}])
+    assert "messages: the chat template refuses them" in refusal(told)
+
+
+def test_without_a_tokenizer_only_tokens_are_taken(served):
+    served.manager.tokenizer = None
+    assert "send input_ids" in refusal(post(served, 400, text="x" * 60))
+
+
+@pytest.mark.parametrize(
+    ("problem", "status", "words"),
+    [
+        (ValueError("too long for the pool"), 400, "too long for the pool"),
+        (RuntimeError("it broke"), 503, "it broke"),
+    ],
+    ids=str,
+)
+def test_an_order_that_the_server_does_not_take_is_failed_and_can_be_sent_again(
+    served, problem, status, words
+):
+    served.manager.fails = problem
+    assert words in refusal(post(served, status, **ORDER))
+    (failed,) = served.client.get(CONTEXTS, params={"state": "failed"}).json()["contexts"]
+    assert words in failed["reason"] and failed["tokens"] == N
+    assert "is still" not in served.client.delete(f"{CONTEXTS}/{failed['id']}").json()["reason"]
+    served.manager.fails = None
+    assert post(served, **ORDER)["id"] == failed["id"]
+    assert served.client.get(f"{CONTEXTS}/{failed['id']}").json()["state"] == "ready"
+
+
+def test_an_order_under_way_is_listed_as_queued_and_can_be_neither_pinned_nor_dropped(served):
+    is_open = []
+    served.manager.gate = lambda: is_open
+    queued = post(served, 202, **ORDER, wait=False)
+    path = f"{CONTEXTS}/{queued['id']}"
+    assert served.client.get(path).json()["state"] == "queued"
+    assert served.client.get("/adakv/stats").json()["contexts"]["queued"] == 1
+    assert "still queued" in refusal(served.client.patch(path, json={"pinned": True}).json())
+    assert served.client.delete(path).status_code == 409
+    with ThreadPoolExecutor(3) as pool:
+        waiting = [pool.submit(served.client.post, CONTEXTS, json=ORDER) for _ in range(3)]
+        is_open.append(True)
+        assert {each.result().status_code for each in waiting} == {200}
+    assert len(served.manager.requests) == 1
+
+
+def test_only_so_many_orders_are_under_way(served, monkeypatch):
+    monkeypatch.setattr(bridge_module, "MOST_ORDERS", 1)
+    is_open = []
+    served.manager.gate = lambda: is_open
+    queued = post(served, 202, **ORDER, wait=False)
+    assert "send it again later" in refusal(post(served, 503, input_ids=OTHER))
+    is_open.append(True)
+    assert post(served, 200, **ORDER)["id"] == queued["id"]
+
+
+def test_a_scheduler_that_does_not_answer_is_a_503_and_its_late_answer_is_not_taken_for_another(
+    served, monkeypatch
+):
+    monkeypatch.setattr(messages, "PATIENCE_S", 0.05)
+    served.manager.silent = True
+    told = served.client.get("/adakv/stats")
+    assert told.status_code == 503 and "no answer from the scheduler" in refusal(told.json())
+    late = served.manager.sent[-1].number
+    served.manager.silent = False
+    served.manager._result_dispatcher(AdaKVReply(number=late, replica=0, result="late"))
+    assert served.client.get("/adakv/stats").json()["pool"]["total"] == 160
+
+
+def test_a_command_that_breaks_is_a_503_and_the_scheduler_goes_on(served, monkeypatch):
+    monkeypatch.setattr(served.bench.tree, "history", None)
+    told = served.client.get("/adakv/stats")
+    assert told.status_code == 503 and "AttributeError" in refusal(told.json())
+
+
+@pytest.mark.parametrize("served", [2], indirect=True)
+def test_two_replicas_are_one_service(served):
+    context = post(served, **ORDER)
+    assert context["replicas"] == [0, 1] and context["hits"] == 0
+    for bench, hits in zip(served.manager.benches, (1, 2), strict=True):
+        for _ in range(hits):
+            bench.run(bench.submit([*DOCUMENT, 5]))
+    alone = post(served, input_ids=OTHER, dp_rank=1)
+    assert alone["replicas"] == [1]
+    page = served.client.get(CONTEXTS).json()
+    assert [each["id"] for each in page["contexts"]] == [alone["id"], context["id"]] and page["total"] == 2
+    assert page["contexts"][1]["hits"] == 3
+    stats = served.client.get("/adakv/stats").json()
+    assert stats["pool"]["total"] == 320 == sum(each["pool"]["total"] for each in stats["replicas"])
+    assert stats["contexts"]["ready"] == 2 and stats["compressions"] == 3 and stats["hits"] == 3
+    assert "expected 0 to 1, got 2" in refusal(post(served, 400, **ORDER, dp_rank=2))
+
+
+@pytest.mark.parametrize("served", [2], indirect=True)
+def test_a_context_is_pinned_on_all_replicas_or_on_none(served):
+    context, other = post(served, **ORDER), post(served, input_ids=OTHER, dp_rank=1)
+    assert served.client.patch(f"{CONTEXTS}/{other['id']}", json={"pinned": True}).json()["pinned"]
+    path = f"{CONTEXTS}/{context['id']}"
+    assert served.client.patch(path, json={"pinned": True}).status_code == 409
+    assert [bench.tree.keeper.pinned_slots for bench in served.manager.benches] == [0, SLOTS]
+    served.client.delete(f"{CONTEXTS}/{other['id']}")
+    assert served.client.patch(path, json={"pinned": True}).json()["pinned"]
+    assert [bench.tree.keeper.pinned_slots for bench in served.manager.benches] == [SLOTS, SLOTS]
+    assert served.client.delete(path).json()["state"] == "evicted"
+    assert [len(bench.contexts) for bench in served.manager.benches] == [0, 0]
+
+
+@pytest.mark.parametrize("served", [2], indirect=True)
+def test_what_one_replica_cannot_make_is_said_beside_what_the_other_has_made(served):
+    blocked = served.manager.benches[0]
+    big = blocked.submit([7] * 100, max_new_tokens=50)
+    assert blocked.admit(big)
+    context = post(served, **ORDER, keep_ratio=0.9)
+    assert context["replicas"] == [1] and "needs 36 token slots" in context["reason"]
+
+
+CALLS = [
+    ("GET", "/adakv/", None),
+    ("GET", "/adakv/stats", None),
+    ("GET", CONTEXTS, None),
+    ("GET", f"{CONTEXTS}/x", None),
+    ("POST", CONTEXTS, ORDER),
+    ("PATCH", f"{CONTEXTS}/x", {"pinned": True}),
+    ("DELETE", f"{CONTEXTS}/x", None),
+]
+
+
+@pytest.mark.parametrize("header", [None, "Bearer wrong", "Bearer user"], ids=str)
+def test_a_call_without_the_admin_key_changes_nothing(header):
+    """With SGLang's own middleware, as its server adds it."""
+    manager = Manager([SchedulerBench()])
+    with get_parallel().override(num_dp_ranks=1, tp_rank=0):
+        app = FastAPI()
+        control_routes.mount(app, manager)
+        add_api_key_middleware(app, api_key="user", admin_api_key="admin")
+        client = TestClient(app)
+        for method, path, body in CALLS:
+            headers = {"authorization": header} if header else {}
+            assert client.request(method, path, json=body, headers=headers).status_code == 401, path
+        assert manager.sent == manager.requests == []
+        allowed = client.get("/adakv/stats", headers={"authorization": "Bearer admin"})
+        assert allowed.status_code == 200
+
+
+def test_every_route_is_marked_as_sglangs_own_admin_routes_are(served):
+    ours = [route for route in served.app.routes if route.path.startswith("/adakv")]
+    assert {route.endpoint._auth_level.value for route in ours} == {"admin_optional"} and len(ours) >= 7
+    assert "/adakv/stats" in served.app.openapi()["paths"]
+
+
+def test_several_tokenizer_processes_have_no_routes_and_the_log_says_so(monkeypatch, caplog):
+    monkeypatch.setattr(control_routes, "get_serving", lambda: SimpleNamespace(tokenizer_worker_num=2))
+    with caplog.at_level("WARNING"):
+        control_routes.add_routes(None, SimpleNamespace())
+    assert "--tokenizer-worker-num 1" in caplog.text
