@@ -266,7 +266,6 @@ def test_what_one_replica_cannot_make_is_said_beside_what_the_other_has_made(ser
 
 
 CALLS = [
-    ("GET", "/adakv/", None),
     ("GET", "/adakv/stats", None),
     ("GET", CONTEXTS, None),
     ("GET", f"{CONTEXTS}/x", None),
@@ -293,9 +292,21 @@ def test_a_call_without_the_admin_key_changes_nothing(header):
         assert allowed.status_code == 200
 
 
-def test_every_route_is_marked_as_sglangs_own_admin_routes_are(served):
+def test_the_page_opens_without_the_admin_key_and_nothing_else_does():
+    with get_parallel().override(num_dp_ranks=1, tp_rank=0):
+        app = FastAPI()
+        control_routes.mount(app, Manager([SchedulerBench()]))
+    add_api_key_middleware(app, api_key=None, admin_api_key="admin")
+    client = TestClient(app)
+    assert client.get("/adakv/").status_code == 200
+    assert client.get("/adakv/stats").status_code == client.get("/adakv/contexts").status_code == 401
+
+
+def test_every_route_but_the_page_is_marked_as_sglangs_own_admin_routes_are(served):
     ours = [route for route in served.app.routes if route.path.startswith("/adakv")]
-    assert {route.endpoint._auth_level.value for route in ours} == {"admin_optional"} and len(ours) >= 7
+    levels = {route.path: getattr(route.endpoint, "_auth_level", None) for route in ours}
+    assert {path for path, level in levels.items() if level is None} == {"/adakv", "/adakv/"}
+    assert {level.value for level in levels.values() if level} == {"admin_optional"} and len(ours) >= 7
     assert "/adakv/stats" in served.app.openapi()["paths"]
 
 
