@@ -30,7 +30,7 @@ def main() -> None:
     engine = sglang.Engine(model_path=options.model, **adakv_sglang.enable(keep_ratio=0.3), **device)
     try:
         text = options.text.read_text(encoding="utf-8")
-        wish = {"adakv": {"compress": True}}
+        wish = {"adakv": {"compress": True, "pin": True}}  # pin: other prompts do not push it out
         prepared = engine.generate(text, {"max_new_tokens": 1, "custom_params": wish})
         print(json.dumps(prepared["meta_info"]["adakv"]))
         for question in ("Who is accused in this text?", "Which rights are unalienable?"):

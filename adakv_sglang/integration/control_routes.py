@@ -15,7 +15,10 @@ from adakv_sglang.integration.ordering import Orderer
 from adakv_sglang.integration.prefixes import PrefixReader
 
 logger = logging.getLogger(__name__)
-PAGE = ("/adakv", "/adakv/")  # the same bytes for everybody: it asks for the key before it asks for anything else
+PAGE = (
+    "/adakv",
+    "/adakv/",
+)  # the same bytes for everybody: it asks for the key before it asks for anything else
 
 
 def add_routes(_server_args: Any, tokenizer_manager: Any, *_args: Any, **_kwargs: Any) -> None:
