@@ -16,6 +16,20 @@ CHECKS = {
 }
 
 
+def pytest_collection_modifyitems(items):
+    """Tests on our server with default options come last and together, first those that need stock answers too."""
+    here = Path(__file__).parent
+    places = [place for place, item in enumerate(items) if here in item.path.parents]
+    ordered = sorted((items[place] for place in places), key=_turn)
+    for place, item in zip(places, ordered, strict=True):
+        items[place] = item
+
+
+def _turn(item):
+    is_default = "adakv" in item.fixturenames
+    return is_default, is_default and "stock_answers" not in item.fixturenames
+
+
 @pytest.fixture(scope="session")
 def model():
     """Folder of the small real model."""
