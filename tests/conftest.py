@@ -1,5 +1,6 @@
 """What every test gets: fixed seeds, and in tests/kernels memory that shows when it was never written."""
 
+import re
 from pathlib import Path
 
 import hypothesis
@@ -49,3 +50,30 @@ def _poisoning(allocate):
         return memory.fill_(1)
 
     return poisoned
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Headless Chromium."""
+    from browsing import launch, playwright_api
+
+    with playwright_api.sync_playwright() as playwright:
+        started = launch(playwright)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def page(browser):
+    """A page whose console must stay empty; `page.allowed` names what a test provokes.
+
+    Nor does a server count that was stopped before the page was closed.
+    """
+    page = browser.new_page(viewport={"width": 1200, "height": 900})
+    page.allowed, said = None, []
+    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
+    page.on("pageerror", lambda error: said.append(f"exception: {error}"))
+    yield page
+    page.close()
+    allowed = "|".join(filter(None, [page.allowed, r"net::ERR_(CONNECTION|EMPTY_RESPONSE)"]))
+    assert [line for line in said if not re.search(allowed, line)] == []

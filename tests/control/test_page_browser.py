@@ -1,19 +1,14 @@
 """The page in a real browser: headless Chromium against the real routes with a service in memory behind them."""
 
-import os
-import re
-import shutil
-
 import httpx
 import pytest
+from browsing import check_figures, playwright_api
 from page_service import PageService, application, sample_contexts, serving
 
 from adakv_sglang.control.pages import read_page
 
-playwright_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 expect = playwright_api.expect
 
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 KEY = "key-of-the-admin"
 COUNT_REQUESTS = """
 const ask = window.fetch;
@@ -33,19 +28,6 @@ window.fetch = async (...order) => {
 """
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Debian's Chromium, or the one that playwright has fetched."""
-    path = os.environ.get("ADAKV_TEST_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    with playwright_api.sync_playwright() as playwright:
-        try:
-            started = playwright.chromium.launch(executable_path=path, args=["--no-sandbox"])
-        except playwright_api.Error as error:
-            pytest.skip(f"no Chromium starts here (apt-get install chromium): {str(error)[:200]}")
-        yield started
-        started.close()
-
-
 @pytest.fixture
 def service():
     return PageService()
@@ -58,28 +40,11 @@ def address(service):
 
 
 @pytest.fixture
-def page(browser):
-    """A page whose console must stay empty; `page.allowed` names what a test provokes."""
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
-    page.allowed, said = None, []
-    page.on("console", lambda message: said.append(f"{message.type}: {message.text}"))
-    page.on("pageerror", lambda error: said.append(f"exception: {error}"))
-    yield page
-    page.close()
-    assert [line for line in said if not (page.allowed and re.search(page.allowed, line))] == []
-
-
-@pytest.fixture
 def opened(page, address):
     page.goto(f"{address}/adakv/")
     expect(page.locator("#live")).to_have_text("Up to date")
     expect(page.locator("#detail")).to_be_visible()
     return page
-
-
-def shown(page, name):
-    """The figure that stands in a <data> element, as a number."""
-    return float(page.locator(f"#{name}").get_attribute("value"))
 
 
 def names(page):
@@ -88,19 +53,8 @@ def names(page):
 
 def test_every_figure_is_that_of_the_stats(opened, address):
     stats = httpx.get(f"{address}/adakv/stats").json()
-    pool = stats["pool"]
-    for part, slots in pool.items():
-        assert shown(opened, f"pool-{part}") == slots
-        assert opened.locator(f"#pool-{part}").inner_text() == f"{slots:,}"
-    for name in ("slots_saved", "bytes_saved", "hits", "compressions", "evictions"):
-        assert shown(opened, name) == stats[name]
-    assert shown(opened, "fallbacks") == sum(stats["fallbacks"].values())
-    for state, number in stats["contexts"].items():
-        assert shown(opened, f"count-{state}") == number
-    assert shown(opened, "count-") == sum(stats["contexts"].values())
+    check_figures(opened, stats)
     expect(opened.locator("#fallbacks-note")).to_have_text("too short 5, no room 2")
-    expect(opened.locator("#pins")).to_contain_text(f"{stats['max_pinned_slots']:,}")
-    expect(opened.locator("#version")).to_have_text(stats["version"])
 
 
 def test_the_bar_is_divided_as_the_pool_is(opened, address):
