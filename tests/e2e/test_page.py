@@ -12,12 +12,13 @@ def test_the_page_shows_what_the_server_says_and_its_buttons_work(adakv, workloa
     _, context = adakv.call("/adakv/contexts", {"input_ids": workload.documents[0][:200], "keep_ratio": 0.3})
     page.goto(f"{adakv.url}/adakv/")
     playwright_api.expect(page.locator("#live")).to_have_text("Up to date")
-    first = page.locator("#rows tr").first
-    playwright_api.expect(first.locator(".name button")).to_have_attribute("title", context["id"])
+    first = page.locator("#rows .name button").first
+    playwright_api.expect(first).to_have_attribute("title", context["id"])
     _, stats = adakv.call("/adakv/stats")
     check_figures(page, stats)
-    first.get_by_role("button", name="Pin", exact=True).click()
-    wait_for(lambda: adakv.call(f"/adakv/contexts/{context['id']}")[1]["pinned"])
+    for button, pinned in (("Pin", True), ("Unpin", False)):
+        page.get_by_role("button", name=f"{button} {context['id']}", exact=True).click()
+        wait_for(lambda: adakv.call(f"/adakv/contexts/{context['id']}")[1]["pinned"] is pinned)  # noqa: B023
 
 
 def wait_for(condition, seconds=20):
