@@ -6,6 +6,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import Any, Final
 
+from sglang.srt.runtime_context import get_serving
+
 from adakv_sglang.config import ConfigError, ContextRequest
 from adakv_sglang.integration.inline_marks import find_marked
 from adakv_sglang.integration.options import API_MARK, NAME, api_token, is_selected
@@ -20,9 +22,20 @@ _LAST: Final = '"finish_reason":"'  # in the chunk that ends a choice, and in no
 def verify_options(params: Any, *_args: Any, **_kwargs: Any) -> None:
     """BEFORE `SamplingParams.verify`: raise ConfigError, a ValueError, which SGLang answers with 400."""
     if params.custom_params and is_selected():
-        ContextRequest.from_custom_params(params.custom_params)
+        wish = ContextRequest.from_custom_params(params.custom_params)
         if params.custom_params.get(API_MARK, api_token()) != api_token():
             raise ConfigError(f"custom_params[{API_MARK!r}]: not for clients; leave it out")
+        if wish is not None and wish.pin and API_MARK not in params.custom_params:
+            _check_pin()
+
+
+def _check_pin() -> None:
+    """Where there is an admin key, what stays in the pool is for those who have it."""
+    if get_serving().admin_api_key:
+        raise prompt_error(
+            "pin: expected none, since this server has an admin key; leave it out, or pin with that key by "
+            "PATCH /adakv/contexts/ID"
+        )
 
 
 def mark_boundary(result: tuple[Any, Any], serving: Any, request: Any, raw_request: Any = None) -> None:

@@ -39,7 +39,7 @@ SEAMS: Final[tuple[Seam, ...]] = (
     Seam("arg_groups.model_override_base.resolving_view", ("server_args",), "reads options as resolved"),
     Seam("runtime_context.get_memory", (), "tells whether we are selected"),
     Seam("runtime_context.get_observability", (), "tells what labels metrics carry"),
-    Seam("runtime_context.get_serving", (), "tells the model's name, for metrics"),
+    Seam("runtime_context.get_serving", (), "tells the model's name and whether there are keys"),
     Seam("mem_cache.common.evict_from_tree_cache", ("tree_cache", "num_tokens"), "makes room for a context"),
     Seam("mem_cache.radix_cache.RadixKey", ("token_ids", "extra_key", "limit", "cache_salt"), "names a path"),
     Seam("mem_cache.base_prefix_cache.MatchPrefixParams", ("key", "req"), "carries a match"),

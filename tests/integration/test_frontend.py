@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
@@ -9,7 +10,14 @@ from fake_chat import TALK, Serving, chatml, strict, thinking
 from sglang.srt.entrypoints.openai.protocol import ChatCompletionRequest
 
 from adakv_sglang import ConfigError
-from adakv_sglang.integration.frontend import mark_boundary, report_in_answer, report_in_stream
+from adakv_sglang.integration import frontend
+from adakv_sglang.integration.frontend import (
+    mark_boundary,
+    report_in_answer,
+    report_in_stream,
+    verify_options,
+)
+from adakv_sglang.integration.options import API_MARK, api_token
 
 
 def marked(wish, template=chatml, talk=TALK):
@@ -158,3 +166,13 @@ def test_a_chats_stream_carries_the_report_in_the_chunk_that_ends_the_answer():
 
 def test_a_stream_without_a_report_stays_as_it_is():
     assert streamed(None) == (list(CHUNKS), [True])
+
+
+@pytest.mark.parametrize("admin_key", [None, "boss"])
+def test_where_there_is_an_admin_key_only_the_routes_pin(admin_key, monkeypatch):
+    monkeypatch.setattr(frontend, "get_serving", lambda: SimpleNamespace(admin_api_key=admin_key))
+    pinning = {"adakv": {"compress": True, "pin": True}}
+    verify_options(SimpleNamespace(custom_params={**pinning, API_MARK: api_token()}))
+    verify_options(SimpleNamespace(custom_params={"adakv": {"compress": True}}))
+    with nullcontext() if admin_key is None else pytest.raises(ConfigError, match="pin: expected none"):
+        verify_options(SimpleNamespace(custom_params=pinning))
