@@ -19,6 +19,7 @@ from adakv_sglang.integration.routing import REPEATED_TOKENS
 
 CONTINUATIONS: Final = (" a", "a", "0", ".", "\n", " ")  # what may follow a text, as tokenizers tell it apart
 INSTRUCTION_TOKENS: Final = 128  # room for the words that ask a model to repeat a context
+QUESTION_SCORER: Final = "snapkv"  # looks at what the last tokens attend to, which then are the question
 PASSED_ON: Final = (
     *("min_retained", "max_bound", "scorer", "allocator", "alpha", "report_bound", "context_tokens"),
     "pin",
@@ -72,7 +73,7 @@ class PrefixReader:
         if (highest := max(tokens, default=0)) >= vocabulary:
             raise ConfigError(f"input_ids: expected tokens below {vocabulary}, got {highest}")
         wish = _wish(order, end, [*(order.protect or ()), *spans])
-        wish.setdefault("scorer", self._default_scorer(end))
+        wish.setdefault("scorer", self._default_scorer(end) if order.question is None else QUESTION_SCORER)
         config = ContextRequest(**wish).configure(self._config)
         if (obstacle := config.obstacle(end)) is not None:
             raise ConfigError(obstacle)

@@ -123,6 +123,8 @@ def test_what_is_ordered_ahead_of_time_is_scored_by_repeating_it_unless_that_is_
     served.manager.context_len = served.manager.max_req_input_len = 300
     assert scorer() == "kvzip"
     assert scorer(scorer="knorm") == "knorm"
+    asked = {"input_ids": None, "text": "a text of some forty characters that ends.", "question": "Why?"}
+    assert scorer(**asked) == "snapkv", "what the question attends to"
 
 
 def test_a_pin_is_refused_before_the_work_is_done(served):
