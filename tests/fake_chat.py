@@ -1,8 +1,18 @@
-"""In place of SGLang's chat: one token per character, templates as models have them."""
+"""In place of SGLang's chat: one token per character, templates as models have them; and marked messages."""
 
 from types import SimpleNamespace
 
 TALK = (("system", "be brief"), ("user", "the text"), ("assistant", "read"), ("user", "who?"))
+
+
+def text(words, mark=None):
+    part = {"type": "text", "text": words}
+    return part if mark is None else {**part, "cache_control": mark}
+
+
+def said(role, content, mark=None):
+    message = {"role": role, "content": content}
+    return message if mark is None else {**message, "cache_control": mark}
 
 
 def chatml(messages):

@@ -22,6 +22,7 @@ class ContextKey:
     tokens: bytes = field(repr=False)
     extra_key: str | None
     cache_salt: str | None
+    _ids: dict[AdaKVConfig, str] = field(init=False, default_factory=dict, repr=False, compare=False)
 
     @property
     def num_tokens(self) -> int:
@@ -48,7 +49,15 @@ class ContextKey:
         return f"{self.extra_key or ''}{NAMESPACE_MARK}{context_id}"
 
     def context_id(self, config: AdaKVConfig) -> str:
-        """Name of this prefix compressed with `config`: the same on every rank and after a restart."""
+        """Name of this prefix compressed with `config`: the same on every rank and after a restart.
+
+        Every token is read for it, once: waiting requests ask in every step of the scheduler.
+        """
+        if config not in self._ids:
+            self._ids[config] = self._digest(config)
+        return self._ids[config]
+
+    def _digest(self, config: AdaKVConfig) -> str:
         made = (config.keep_ratio, config.allocator, config.alpha, config.window, config.pooling)
         digest = hashlib.sha256(repr((self.extra_key, self.cache_salt, *made)).encode())
         digest.update(

@@ -14,7 +14,7 @@ from sglang.srt.mem_cache.common import evict_from_tree_cache
 from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.config import LADDER, AdaKVConfig
-from adakv_sglang.core.contexts import Context, Origin
+from adakv_sglang.core.contexts import Context, ContextKey, Origin
 from adakv_sglang.core.pipeline import ScorerExtras, compact_scored, score_prefix
 from adakv_sglang.core.targets import agreed_step, at_step, first_step
 from adakv_sglang.core.types import CompressedPrefix, Scores
@@ -83,7 +83,7 @@ class Compressor:
         )
         contexts.publish(context)  # before the insertion: the ledger asks for it there
         placeholders = torch.zeros_like(source)
-        key = RadixKey(order.key.token_ids(), context.namespace, cache_salt=order.key.cache_salt)
+        key = radix_key(order.key, context.namespace)
         self._tree.insert(InsertParams(key=key, value=placeholders))
         return context
 
@@ -172,6 +172,11 @@ class Compressor:
             )
         allocated: torch.Tensor = slots.clone()  # the allocator's answer is a view of its whole free list
         return allocated
+
+
+def radix_key(key: ContextKey, extra_key: str | None) -> RadixKey:
+    """A context's tokens in one of the tree's namespaces: its own, or that of the exact path."""
+    return RadixKey(key.token_ids(), extra_key, cache_salt=key.cache_salt)
 
 
 def _failed(why: str) -> Refusal:

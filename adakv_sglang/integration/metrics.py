@@ -113,9 +113,7 @@ def publish_metrics(tree: "AdaKVRadixCache") -> None:
 
 def read_levels(tree: "AdaKVRadixCache") -> Levels:
     """What holds now; takes time with the number of contexts."""
-    prefixes = [context.prefix for context in tree.contexts]
-    owned = sum(prefix.num_slots for prefix in prefixes)
-    saved = sum(prefix.num_tokens for prefix in prefixes) - owned
+    owned, saved = overview.slots(tree)
     return Levels(
         overview.counts(tree),
         owned,

@@ -42,6 +42,13 @@ def describe(tree: "AdaKVRadixCache", names: Iterable[str], details: bool = Fals
     return [_described(tree, name, known[name], details) for name in names if name in known]
 
 
+def slots(tree: "AdaKVRadixCache") -> tuple[int, int]:
+    """Token slots that live contexts own, and that they save."""
+    prefixes = [context.prefix for context in tree.contexts]
+    owned = sum(prefix.num_slots for prefix in prefixes)
+    return owned, sum(prefix.num_tokens for prefix in prefixes) - owned
+
+
 def slot_bytes(tree: "AdaKVRadixCache") -> int:
     """Memory of one token slot: K and V of all layers and heads, on all ranks that share a model."""
     geometry = tree.pool.geometry
@@ -54,7 +61,7 @@ def pool(tree: "AdaKVRadixCache") -> dict[str, int]:
     """Who owns the pool's token slots; `held` is what running requests own privately."""
     allocator = tree.token_to_kv_pool_allocator
     free, cached = allocator.available_size(), tree.evictable_size() + tree.protected_size()
-    compressed = sum(context.prefix.num_slots for context in tree.contexts)
+    compressed, _ = slots(tree)
     return {
         "total": allocator.size,
         "free": free,
@@ -68,7 +75,7 @@ def pool(tree: "AdaKVRadixCache") -> dict[str, int]:
 def stats(tree: "AdaKVRadixCache") -> dict[str, Any]:
     """What contexts have done since the start, and what holds now."""
     history = tree.history
-    saved = sum(context.prefix.num_tokens - context.prefix.num_slots for context in tree.contexts)
+    _, saved = slots(tree)
     return {
         "pool": pool(tree),
         "contexts": counts(tree),

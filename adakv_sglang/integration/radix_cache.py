@@ -6,7 +6,6 @@ from typing import Any, Final
 
 import torch
 from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams, MatchResult
-from sglang.srt.mem_cache.radix_cache import RadixKey
 from sglang.srt.mem_cache.unified_radix_cache import UnifiedRadixCache
 
 from adakv_sglang.config import AdaKVConfig
@@ -15,7 +14,7 @@ from adakv_sglang.core.history import ContextHistory
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.integration.audit import audit_slots
 from adakv_sglang.integration.automatic import AutomaticPreparer
-from adakv_sglang.integration.compressor import Compressor
+from adakv_sglang.integration.compressor import Compressor, radix_key
 from adakv_sglang.integration.keeping import ContextKeeper
 from adakv_sglang.integration.model_parts import ModelParts
 from adakv_sglang.integration.plain_paths import PlainPaths
@@ -82,13 +81,12 @@ class AdaKVRadixCache(UnifiedRadixCache):  # type: ignore[misc]
 
     def match_exact(self, key: ContextKey) -> MatchResult:
         """What the tree has of a context's exact tokens, for no request."""
-        exact = RadixKey(key.token_ids(), key.extra_key, cache_salt=key.cache_salt)
-        return self.match_prefix(MatchPrefixParams(key=exact))
+        return self.match_prefix(MatchPrefixParams(key=radix_key(key, key.extra_key)))
 
     def node_of(self, context: Context) -> int:
         """The id of a live context's node."""
-        key = RadixKey(context.key.token_ids(), context.namespace, cache_salt=context.key.cache_salt)
-        node_id: int = super().match_prefix(MatchPrefixParams(key=key)).last_device_node
+        params = MatchPrefixParams(key=radix_key(context.key, context.namespace))
+        node_id: int = super().match_prefix(params).last_device_node
         return node_id
 
     def takes_back(self, node: Any) -> bool:

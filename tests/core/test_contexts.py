@@ -232,3 +232,9 @@ def test_publishing_an_id_or_a_handle_that_is_in_use_is_refused_and_changes_noth
 
 def test_the_number_of_tokens_is_read_off_the_packed_key():
     assert key(5, 6, 7).num_tokens == 3
+
+
+def test_the_tokens_are_read_once_for_each_name():
+    prefix = key(1, 2)
+    assert prefix.context_id(CONFIG) is prefix.context_id(CONFIG)
+    assert prefix.context_id(CONFIG) == key(1, 2).context_id(CONFIG) and prefix == key(1, 2)

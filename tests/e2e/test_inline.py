@@ -4,6 +4,7 @@ import json
 import urllib.request
 
 import pytest
+from fake_chat import said, text
 
 pytestmark = pytest.mark.server
 
@@ -16,16 +17,6 @@ CHAT, ANTHROPIC = "/v1/chat/completions", "/v1/messages"
 def document(workload):
     """The text of a document of some 600 tokens."""
     return workload.tokenizer.decode(workload.documents[1])
-
-
-def text(words, mark=None):
-    part = {"type": "text", "text": words}
-    return part if mark is None else {**part, "cache_control": mark}
-
-
-def said(role, content, mark=None):
-    message = {"role": role, "content": content}
-    return message if mark is None else {**message, "cache_control": mark}
 
 
 def body_of(messages, **fields):

@@ -38,9 +38,7 @@ def test_two_ranks_agree_on_what_a_target_takes(servers, workload, wish):
         assert max(report["bound"]) <= wish.get("max_bound", float("inf"))
     answers = workload.ask_all(server, [workload.prompts[i] for i in PICKED], max_new_tokens=8)
     assert all(answer["meta_info"]["cached_tokens"] == 600 for answer in answers)
-    pool = server.state()["pool"]
-    assert pool["held"] == 0 and pool["protected"] == 0
-    assert server.is_alive
+    assert_nothing_is_held(server)
 
 
 def test_two_ranks_have_the_settings_of_the_command_line_beside_those_of_the_environment(servers):
@@ -68,9 +66,7 @@ def test_two_ranks_keep_their_ledgers_alike_at_the_keep_ratio_of_the_command_lin
     assert [report["owned_slots"] for report in reports] == [180, 180]
     answers = workload.ask_all(server, [workload.prompts[i] for i in PICKED], max_new_tokens=8)
     assert all(answer["meta_info"]["cached_tokens"] == 600 for answer in answers)
-    pool = server.state()["pool"]
-    assert pool["held"] == 0 and pool["protected"] == 0
-    assert server.is_alive
+    assert_nothing_is_held(server)
 
 
 def test_two_ranks_prepare_a_shared_text_at_the_same_step(servers, workload):
@@ -86,9 +82,7 @@ def test_two_ranks_prepare_a_shared_text_at_the_same_step(servers, workload):
     used = workload.ask(server, workload.prompts[4], 8)["meta_info"]["adakv"]
     assert used["compressed"] and used["origin"] == "automatic" and used["scorer"] == "knorm"
     assert server.log.read_text().count(f"automatic context {used['context_id']}") == 1, "one rank says so"
-    pool = server.state()["pool"]
-    assert pool["held"] == 0 and pool["protected"] == 0
-    assert server.is_alive
+    assert_nothing_is_held(server)
 
 
 def test_two_ranks_pin_and_drop_in_the_same_step(servers, workload):
@@ -107,4 +101,10 @@ def test_two_ranks_pin_and_drop_in_the_same_step(servers, workload):
     stats = server.call("/adakv/stats")[1]
     assert stats["pool"]["pinned"] == stats["pool"]["compressed"] == 60 and stats["contexts"]["ready"] == 1
     server.call("/flush_cache", {})
+    assert server.is_alive
+
+
+def assert_nothing_is_held(server):
+    pool = server.state()["pool"]
+    assert pool["held"] == 0 and pool["protected"] == 0
     assert server.is_alive

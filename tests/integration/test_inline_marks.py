@@ -4,7 +4,7 @@ import json
 from types import SimpleNamespace
 
 import pytest
-from fake_chat import Serving, chatml, strict, thinking
+from fake_chat import Serving, chatml, said, strict, text, thinking
 from scheduler_bench import DOCUMENT, N, ask
 from sglang.srt.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 from sglang.srt.entrypoints.anthropic.serving import AnthropicServing
@@ -23,16 +23,6 @@ BARE = {"compress": True, "reuse": True}
 @pytest.fixture(autouse=True)
 def nothing_remembered():
     frontend._marked_ends.cache_clear()
-
-
-def text(words, mark=None):
-    part = {"type": "text", "text": words}
-    return part if mark is None else {**part, "cache_control": mark}
-
-
-def said(role, content, mark=None):
-    message = {"role": role, "content": content}
-    return message if mark is None else {**message, "cache_control": mark}
 
 
 def http(body, path="/v1/chat/completions", serving=None):
