@@ -6,12 +6,12 @@ from typing import Final
 
 import torch
 
+from adakv_kernels import Rotary
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.bounds import loss_rate
 from adakv_sglang.core.budgets import allocate
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.core.pages import compact_, lay_out_pages, plan_compaction
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import LayerInputs, QuerySample, score_layer
 from adakv_sglang.core.selection import select_tokens
 from adakv_sglang.core.types import CompressedPrefix, Scores, WindowQueries

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from sglang.srt.layers.radix_attention import RadixAttention
 
-from adakv_sglang.core.rotary import Rotary
+from adakv_kernels import Rotary
 
 
 @dataclass(frozen=True, slots=True)

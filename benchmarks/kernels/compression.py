@@ -18,7 +18,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from common import copy_bandwidth, record
 
-from adakv_kernels import copy_lanes_, window_scores
+from adakv_kernels import Rotary, copy_lanes_, key_leverage, key_similarity, value_lengths, window_scores
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core import (
     LaneGeometry,
@@ -31,8 +31,10 @@ from adakv_sglang.core import (
     score_layer,
     select_tokens,
 )
+from adakv_sglang.core.pipeline import ScorerExtras
 
-HEADS, GROUP, DIM, LAYERS = 8, 4, 128, 32  # Llama-3.1-8B
+HEADS, GROUP, DIM, LAYERS, HIDDEN = 8, 4, 128, 32, 4096  # Llama-3.1-8B
+SKETCH = 48
 
 
 def seconds(call: Callable[[], object], repeats: int = 7) -> float:
@@ -60,16 +62,41 @@ class Problem:
         self.source, self.owned = slots[:num_tokens], slots[num_tokens : num_tokens + owned]
         query = torch.randn(LAYERS, config.window, HEADS * GROUP, DIM, dtype=torch.bfloat16, device="cuda")
         self.queries = WindowQueries(query, (DIM**-0.5,) * LAYERS)
+        angle = torch.outer(torch.arange(num_tokens), 10000.0 ** -(torch.arange(0, DIM, 2) / DIM))
+        rotary = Rotary(torch.cat([angle.cos(), angle.sin()], dim=1).cuda(), is_neox=True)
+        weight = torch.randn(HIDDEN, HEADS * GROUP * DIM, dtype=torch.bfloat16, device="cuda")
+        weight = weight.t().view(HEADS * GROUP, DIM, HIDDEN)
+        self.extras = ScorerExtras(rotary, lambda _layer: weight)
 
     def run(self) -> None:
         """All of it."""
-        compress_prefix(self.queries, self.pool, self.source, self.owned, self.config)
+        compress_prefix(self.queries, self.pool, self.source, self.owned, self.config, self.extras)
 
     def window_scores(self) -> None:
         """The kernel alone, all layers."""
         for layer in range(LAYERS):
             query = self.queries.query[layer]
             window_scores(query, self.pool.keys(layer), scaling=DIM**-0.5, slots=self.source)
+
+    def key_similarity(self) -> None:
+        """The kernels alone, all layers."""
+        for layer in range(LAYERS):
+            key_similarity(self.pool.keys(layer), slots=self.source)
+
+    def key_leverage(self) -> None:
+        """The kernels and the small matrices between them, all layers."""
+        assert self.extras.rotary is not None
+        sketch = torch.ones(HEADS, DIM, SKETCH, device="cuda")
+        inner, rotary = (self.config.sinks, self.source.numel()), self.extras.rotary
+        options = {"slots": self.source, "sketch": sketch, "inner": inner, "regularizer": 1e-2}
+        for layer in range(LAYERS):
+            key_leverage(self.pool.keys(layer), rotary, **options)
+
+    def value_lengths(self) -> None:
+        """The kernel alone, all layers."""
+        metric = torch.eye(DIM, device="cuda").expand(HEADS, -1, -1)
+        for layer in range(LAYERS):
+            value_lengths(self.pool.values(layer), metric, slots=self.source)
 
     def select(self) -> None:
         """Scores, budgets and selection, all layers."""
@@ -79,7 +106,8 @@ class Problem:
 
     def _score(self, layer: int) -> Scores:
         tensors = (self.queries.query[layer], self.pool.keys(layer), self.pool.values(layer))
-        return score_layer(LayerInputs(layer, *tensors, DIM**-0.5, self.source), self.config)
+        extras = {"rotary": self.extras.rotary, "output_weight": self.extras.output_weight(layer)}
+        return score_layer(LayerInputs(layer, *tensors, DIM**-0.5, self.source, **extras), self.config)
 
     def copy(self) -> None:
         """The copies alone, as many lanes as all layers keep."""
@@ -118,6 +146,10 @@ def main() -> None:
             "window_scores_ms": round(scores * 1000, 2),
             "window_scores_share_of_copy_bandwidth": round(2 * keys / scores / bandwidth, 3),
             "scores_and_selection_ms": round(seconds(problem.select) * 1000, 2),
+            **{
+                f"{call.__name__}_ms": round(seconds(call) * 1000, 2)
+                for call in (problem.key_similarity, problem.key_leverage, problem.value_lengths)
+            },
             "copy_ms": round(seconds(problem.copy) * 1000, 2),
             "peak_extra_mib": round(peak / 2**20, 1),
         }

@@ -26,11 +26,11 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 from common import record
 
+from adakv_kernels import Rotary
 from adakv_sglang import AdaKVConfig
 from adakv_sglang.config import ALLOCATORS, SCORERS
 from adakv_sglang.core import LayerInputs, allocate, score_layer, select_tokens
 from adakv_sglang.core.gather import GATHERERS, QueryPiece, ReconstructionGatherer, cut_chunks
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import SCORERS as SPECS
 from adakv_sglang.core.scorers import QuerySample
 from adakv_sglang.integration.repeat_prompt import RepeatPrompt

@@ -56,6 +56,11 @@ def _shared_bytes(tile: Tile, head_dim: int) -> int:
     return 2 * width * (2 * tile.keys * buffers + 2 * tile.queries) + 4 * tile.queries * tile.keys
 
 
+def head_block(head_dim: int) -> int:
+    """Head size filled up to what a tile can have: a power of two, at least 16."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
 def shared_bytes(device: torch.device) -> int:
     """Shared memory that one program may use on this device."""
     if device.type != "cuda":

@@ -8,11 +8,11 @@ from helpers import cos_sin_table, generator, heads_of, random_scores, score_win
 from hypothesis import given
 from hypothesis import strategies as st
 
+from adakv_kernels import Rotary
 from adakv_sglang import AdaKVConfig
 from adakv_sglang.config import ALLOCATORS
 from adakv_sglang.core import Scores, WindowQueries, allocate, compress_prefix, select_tokens
 from adakv_sglang.core.protection import candidates, protected_mask
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import SCORERS
 
 HEADS, GROUP, DIM, N = 3, 2, 16, 300

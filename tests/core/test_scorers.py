@@ -1,13 +1,15 @@
 """Every scorer against kvpress' press of the same name, on the same keys and values; baselines by what they mean."""
 
+import importlib
+
 import pytest
 import torch
 from helpers import assert_close, cos_sin_table, generator, score_window
 from kvpress import KeyDiffPress, KnormPress, LagKVPress
 
+from adakv_kernels import Rotary
 from adakv_sglang import AdaKVConfig, config
 from adakv_sglang.core import LayerInputs, budgets, score_layer
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import SCORERS
 from adakv_sglang.core.scorers.lagkv import LAG
 
@@ -46,12 +48,15 @@ def test_values_are_those_of_kvpress(scorer, num_tokens):
     assert_close(scorer, got, want, 2e-6)
 
 
-@pytest.mark.parametrize("scorer", ["keydiff", "knorm"])
-def test_parts_of_a_long_context_are_scored_as_one(scorer, monkeypatch):
+@pytest.mark.parametrize(
+    ("scorer", "parts"),
+    [("keydiff", "adakv_kernels.key_similarity.reference"), ("knorm", "adakv_sglang.core.scorers.inputs")],
+)
+def test_parts_of_a_long_context_are_scored_as_one(scorer, parts, monkeypatch):
     query, key, value = tensors(300)
     config = AdaKVConfig(scorer=scorer, window=WINDOW)
     whole = score_window(0, query, key, 0.25, config, value).value
-    monkeypatch.setattr("adakv_sglang.core.scorers.inputs.PART", 128)
+    monkeypatch.setattr(importlib.import_module(parts), "PART", 128)
     assert_close(scorer, score_window(0, query, key, 0.25, config, value).value, whole, 2e-6)
 
 

@@ -9,7 +9,10 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-FILES = ("test_prefix_batch.py", "test_window_scores.py", "test_copy_lanes.py", "test_value_norms.py")
+FILES = (
+    *("test_prefix_batch.py", "test_window_scores.py", "test_copy_lanes.py", "test_value_norms.py"),
+    *("test_key_similarity.py", "test_key_leverage.py", "test_value_lengths.py"),
+)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")

@@ -4,8 +4,8 @@ from typing import Final
 
 import torch
 
+from adakv_kernels import Rotary
 from adakv_sglang.config import AdaKVConfig
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers.inputs import LayerInputs
 
 FUTURE: Final = 512  # positions behind the context that the rotation is averaged over

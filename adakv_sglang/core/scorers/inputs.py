@@ -6,7 +6,7 @@ from typing import Final
 
 import torch
 
-from adakv_sglang.core.rotary import Rotary
+from adakv_kernels import Rotary
 
 PART: Final = 16384  # tokens
 

@@ -4,7 +4,7 @@ import torch
 import triton
 import triton.language as tl
 
-from adakv_kernels.launch import shared_bytes
+from adakv_kernels.launch import head_block, shared_bytes
 
 TOKENS, COLUMNS = 128, 128
 
@@ -39,7 +39,7 @@ def value_norms_triton(value: torch.Tensor, weight: torch.Tensor, slots: torch.T
         raise ValueError(f"value: expected a contiguous last dimension, got strides {value.stride()}")
     num_tokens = slots.shape[0]
     out = torch.empty(num_q_heads, num_tokens, dtype=torch.float32, device=value.device)
-    block_d = max(16, 1 << (head_dim - 1).bit_length())
+    block_d = head_block(head_dim)
     tile = TOKENS * block_d * value.element_size()
     room = int(0.9 * shared_bytes(value.device)) - tile
     # Query heads of the same tokens run next to each other: values and weights come from the L2 cache.

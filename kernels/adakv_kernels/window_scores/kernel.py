@@ -6,7 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from adakv_kernels.launch import shared_bytes
+from adakv_kernels.launch import head_block, shared_bytes
 
 ROWS, KEYS, SPLITS = 128, 64, 16
 MANY_TILES = 256  # query tiles that fill a GPU without splitting the keys
@@ -184,7 +184,7 @@ def window_scores_triton(
     out = torch.empty(num_heads, num_scored, dtype=torch.float32, device=key.device)
     keys = KEYS if head_dim <= 128 else 32
     common = {"G": group, "D": head_dim, "ROWS": ROWS, "KEYS": keys, "SPLITS": splits, "num_warps": 8}
-    common["BLOCK_D"] = max(16, 1 << (head_dim - 1).bit_length())
+    common["BLOCK_D"] = head_block(head_dim)
     common["num_stages"] = _num_stages(common, key)
     strides = (query.stride(0), query.stride(1), key.stride(0), key.stride(1))
     scale, inputs = scaling / math.log(2.0), (query, key, slots, partial[0], partial[1])

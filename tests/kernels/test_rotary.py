@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_close, cos_sin_table
 
-from adakv_sglang.core.rotary import Rotary
+from adakv_kernels import Rotary
 
 DIM, POSITIONS = 16, 300
 LAYOUTS = pytest.mark.parametrize("is_neox", [True, False], ids=["halves", "neighbours"])

@@ -1,0 +1,54 @@
+"""`value_lengths` in Triton: a matrix product that is multiplied and added up where it comes into being."""
+
+import torch
+import triton
+import triton.language as tl
+
+from adakv_kernels.launch import head_block
+
+TOKENS, COLUMNS = 128, 32
+
+
+@triton.jit(do_not_specialize=["num_tokens"], do_not_specialize_on_alignment=["p_slots"])
+def value_lengths_kernel(
+    p_value, p_metric, p_slots, p_out, num_tokens, stride_v, stride_vh, stride_m, stride_mr, stride_mc,
+    D: tl.constexpr, BLOCK_D: tl.constexpr, TOKENS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Some tokens of one KV head."""
+    i_h = tl.program_id(0)
+    o_n = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)
+    o_d = tl.arange(0, BLOCK_D)
+    m_n, m_d = o_n < num_tokens, o_d < D
+    b_slot = tl.load(p_slots + o_n, mask=m_n, other=0).to(tl.int64)
+    p_v = p_value + b_slot[:, None] * stride_v + i_h * stride_vh
+    b_v = tl.load(p_v + o_d[None, :], mask=m_n[:, None] & m_d[None, :], other=0.0).to(tl.float32)
+    p_m = p_metric + i_h.to(tl.int64) * stride_m + o_d[:, None] * stride_mr
+    b_square = tl.zeros([TOKENS], tl.float32)
+    for i_c in tl.static_range(0, BLOCK_D, COLUMNS):
+        o_c = i_c + tl.arange(0, COLUMNS)
+        m_c = o_c < D
+        b_m = tl.load(p_m + o_c[None, :] * stride_mc, mask=m_d[:, None] & m_c[None, :], other=0.0)
+        b_part = tl.load(p_v + o_c[None, :], mask=m_n[:, None] & m_c[None, :], other=0.0).to(tl.float32)
+        b_square += tl.sum(tl.dot(b_v, b_m, input_precision="tf32x3") * b_part, 1)
+    b_out = tl.sqrt(tl.maximum(b_square, 0.0))
+    tl.store(p_out + i_h.to(tl.int64) * num_tokens + o_n, b_out, mask=m_n)
+
+
+def value_lengths_triton(value: torch.Tensor, metric: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
+    """See `value_lengths`."""
+    _, num_heads, head_dim = value.shape
+    if value.stride(2) != 1:
+        raise ValueError(f"value: expected a contiguous last dimension, got strides {value.stride()}")
+    num_tokens, block = slots.shape[0], head_block(head_dim)
+    tokens = TOKENS if block <= 128 else TOKENS // 2
+    out = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=value.device)
+    value_lengths_kernel[(num_heads, triton.cdiv(num_tokens, tokens))](
+        *(value, metric, slots, out, num_tokens, value.stride(0), value.stride(1), *metric.stride()),
+        D=head_dim,
+        BLOCK_D=block,
+        TOKENS=tokens,
+        COLUMNS=min(COLUMNS, block),
+        num_warps=8,
+        num_stages=1,
+    )
+    return out
