@@ -19,10 +19,12 @@ from sglang.srt.mem_cache.memory_pool import KVWriteLoc
 from sglang.srt.model_executor.runner_utils.capture_mode import get_capture_attention_variant
 
 from adakv_kernels.prefix_batch import PrefixTables, add_prefix_
+from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.contexts import Context
 from adakv_sglang.integration.batch_plan import CaptureRows, find_captures
 from adakv_sglang.integration.context_batch import ContextBatch, Shift
 from adakv_sglang.integration.graph_variants import WITH_CONTEXTS
+from adakv_sglang.integration.model_parts import ModelParts
 from adakv_sglang.integration.pool import lane_pool
 from adakv_sglang.integration.request_state import RequestState, RequestStates
 from adakv_sglang.integration.warm_up import compile_attention, compile_compression
@@ -216,15 +218,12 @@ class AdaKVFlashInferBackend(FlashInferAttnBackend):  # type: ignore[misc]
     def _new_batch(self, rows: int, entries: int, rows_per_context: int) -> ContextBatch:
         return ContextBatch(self.lanes, self._group, self._dtype, rows, entries, rows_per_context)
 
-    def warm_up(self, window: int, prefill_tokens: int) -> None:
-        """Allocate tables for batches of the usual sizes and compile every kernel; raises what a kernel raises.
-
-        window: queries of a compression. prefill_tokens: most new tokens of an extend batch, as a rule.
-        """
+    def warm_up(self, config: AdaKVConfig, parts: ModelParts, prefill_tokens: int) -> None:
+        """Tables for batches of the usual sizes, `prefill_tokens` in an extend, and every kernel compiled; may raise."""
         self._decode = self._decode or self._decode_batches(64)
         batches = [*self._decode.values(), self._extend_batch(prefill_tokens, 1)]
         compile_attention(self.lanes, [batch.tables for batch in batches])
-        compile_compression(self.lanes, self._group, self._dtype, window)
+        compile_compression(self.lanes, self._group, self._dtype, config, parts)
         torch.cuda.synchronize()
 
     # -- layers ---------------------------------------------------------------------------------

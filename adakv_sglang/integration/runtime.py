@@ -68,10 +68,11 @@ class Runtime:
                 "--radix-cache-backend adakv: expected --attention-backend adakv beside it, got "
                 f"{type(backend).__name__}; use --enable-adakv for both"
             )
+        parts = find_parts(model_runner.model)
         if backend.lanes.kv.is_cuda:
             args = context.server_args
             chunk = args.chunked_prefill_size or -1  # -1: prompts are not cut
-            backend.warm_up(self.config.window, chunk if chunk > 0 else args.max_prefill_tokens)
+            backend.warm_up(self.config, parts, chunk if chunk > 0 else args.max_prefill_tokens)
         params = context.params
         params.component_registry_override = {ComponentType.FULL: AdaKVFullComponent}
         build = functools.partial(
@@ -81,7 +82,7 @@ class Runtime:
             states=self.states,
             pool=backend.lanes,
             implementation=backend.implementation,
-            model_parts=find_parts(model_runner.model),
+            model_parts=parts,
             forward_stream=model_runner.forward_stream if backend.lanes.kv.is_cuda else None,
         )
         if self.config.debug_checks:
