@@ -28,6 +28,7 @@ CONFIG_VARIABLE: Final = "ADAKV_SGLANG_CONFIG"
 SCORERS: Final = (
     "snapkv",
     "keydiff",
+    "keydiff_weighted",
     "knorm",
     "lagkv",
     "streaming",

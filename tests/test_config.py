@@ -37,13 +37,13 @@ BAD = {
     "keep_ratio": ([0, 0.0, -1, 1.5, 1.0000001, NAN, float("inf"), "x", None, True], "a number in (0, 1]"),
     "scorer": (
         ["", "SnapKV", None, 3],
-        "one of snapkv, keydiff, knorm, lagkv, streaming, random, expected_attention, critical, defensive, "
-        "compactor, h2o, kvzip, kvzip_weighted",
+        "one of snapkv, keydiff, keydiff_weighted, knorm, lagkv, streaming, random, expected_attention, critical, "
+        "defensive, compactor, h2o, kvzip, kvzip_weighted",
     ),
     "prepared_scorer": (
         ["", "KVzip", None, 3],
-        "one of snapkv, keydiff, knorm, lagkv, streaming, random, expected_attention, critical, defensive, "
-        "compactor, h2o, kvzip, kvzip_weighted",
+        "one of snapkv, keydiff, keydiff_weighted, knorm, lagkv, streaming, random, expected_attention, critical, "
+        "defensive, compactor, h2o, kvzip, kvzip_weighted",
     ),
     "allocator": (
         ["", "AdaKV", "snapkv", None, 3, ["adakv"]],

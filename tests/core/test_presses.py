@@ -29,11 +29,11 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
 )
 
+from adakv_kernels import Rotary
 from adakv_sglang import AdaKVConfig
 from adakv_sglang.core import allocate_budgets, select_tokens
 from adakv_sglang.core.gather import GATHERERS, QueryPiece
 from adakv_sglang.core.gather.non_causal import CHUNK
-from adakv_sglang.core.rotary import Rotary
 from adakv_sglang.core.scorers import LayerInputs, QuerySample
 from adakv_sglang.core.scorers.leverage import SKETCH, leverage, sketch
 
@@ -216,7 +216,7 @@ def test_compactor_is_kvpress_with_the_same_sketch_and_whole_chunks(keep_ratio, 
     given = layer(SINKS + 2 * CHUNK + 8)
     config = AdaKVConfig(scorer="compactor", keep_ratio=keep_ratio, sinks=SINKS, window=8)
     got = given.score(config, rotary=given.rotary, gathered=gathered(given, "compactor", config)).value
-    ours = sketch(0, HEADS, DIM).unsqueeze(0)
+    ours = sketch(0, HEADS, DIM, given.key.device).unsqueeze(0)
     monkeypatch.setattr(torch, "randn", lambda *_, **__: ours * SKETCH**0.5)
     press = CompactorPress(compression_ratio=1 - keep_ratio, sink_size_start=SINKS, sink_size_end=8)
     want = given.press(press)
@@ -229,7 +229,7 @@ def test_leverage_is_kvpress_of_the_keys_before_rotation(dim, monkeypatch):
     rotary = Rotary(cos_sin_table(400, dim).float(), is_neox=False)
     key = rotary.rotate(before, torch.arange(400))
     inputs = LayerInputs(3, key[-8:], key, key, 1.0, torch.arange(400), rotary)
-    got, ours = leverage(inputs, slice(SINKS, -8)), sketch(3, HEADS, dim).unsqueeze(0)
+    got, ours = leverage(inputs, slice(SINKS, -8)), sketch(3, HEADS, dim, key.device).unsqueeze(0)
     monkeypatch.setattr(torch, "randn", lambda *_, **__: ours * SKETCH**0.5)
     states = before[SINKS:-8].transpose(0, 1).unsqueeze(0)
     want = LeverageScorePress.compute_leverage_scores(states, SKETCH)[0]
@@ -238,8 +238,10 @@ def test_leverage_is_kvpress_of_the_keys_before_rotation(dim, monkeypatch):
 
 
 def test_the_sketch_differs_between_layers_and_heads_and_has_its_variance():
-    drawn = sketch(0, 8, 128)
-    assert torch.equal(drawn, sketch(0, 8, 128)) and not torch.equal(drawn, sketch(1, 8, 128))
+    cpu = torch.device("cpu")
+    drawn = sketch(0, 8, 128, cpu)
+    again, other = sketch.__wrapped__(0, 8, 128, cpu), sketch(1, 8, 128, cpu)
+    assert torch.equal(drawn, again) and not torch.equal(drawn, other)
     assert not torch.equal(drawn[0], drawn[1])
     assert drawn.square().mean().item() == pytest.approx(1 / SKETCH, rel=0.02)
 
@@ -269,36 +271,45 @@ def test_kvzip_is_what_was_gathered():
     assert torch.equal(given.score(AdaKVConfig(scorer="kvzip", window=8), gathered=seen).value, seen)
 
 
-def weighted_by_definition(given, seen, config):
-    """KVzip's attention with both weights in float64; the leverage by a solution instead of a root."""
+def weights_by_definition(given, config):
+    """Both weights in float64: the value behind the whole projection, and the leverage by a solution."""
     before = given.rotary.unrotate(given.key, torch.arange(len(given.key))).double()
     projected = torch.einsum(
         "nhd,hgde->nhge", given.value.double(), given.output_weight.double().unflatten(0, (HEADS, GROUP))
     )
-    norms = projected.abs().sum(dim=3).mean(dim=2).T
-    want = seen.double() * norms / norms.mean()
+    lengths = projected.flatten(2).norm(dim=2).T
+    want = lengths / lengths.mean()
     for head in range(HEADS):
         keys = before[config.sinks :, head]
-        rows = (keys - keys.mean(dim=0)) @ sketch(0, HEADS, DIM)[head].double()
+        rows = (keys - keys.mean(dim=0)) @ sketch(0, HEADS, DIM, keys.device)[head].double()
         gram = rows.T @ rows + 1e-2 * torch.eye(SKETCH)
         found = (rows * torch.linalg.solve(gram, rows.T).T).sum(dim=1)
         want[head, config.sinks :] *= (found / found.mean()).sqrt()
     return want
 
 
+def distances(given):
+    """Of keys from their mean direction, in float64."""
+    direction = torch.nn.functional.normalize(given.key.double(), dim=2)
+    anchor = torch.nn.functional.normalize(direction.mean(dim=0), dim=1)
+    return 1 - (direction * anchor).sum(dim=2).T
+
+
 @pytest.mark.parametrize("num_tokens", [40, 300])
-def test_kvzip_weighted_is_its_definition(num_tokens):
+def test_the_weighted_scorers_are_their_definition(num_tokens):
     given, seen = layer(num_tokens), torch.rand(HEADS, num_tokens)
-    config = AdaKVConfig(scorer="kvzip_weighted", sinks=SINKS, window=8)
-    got = given.score(config, rotary=given.rotary, output_weight=given.output_weight, gathered=seen).value
-    assert_close("kvzip_weighted", got, weighted_by_definition(given, seen, config), 2e-5)
+    for scorer, plain in (("kvzip_weighted", seen.double()), ("keydiff_weighted", distances(given))):
+        config = AdaKVConfig(scorer=scorer, sinks=SINKS, window=8)
+        got = given.score(config, rotary=given.rotary, output_weight=given.output_weight, gathered=seen).value
+        assert_close(scorer, got, plain * weights_by_definition(given, config), 2e-5)
 
 
-def test_kvzip_weighted_without_projection_and_rotation_weighs_by_the_value_alone():
+def test_the_weighted_scorers_without_projection_and_rotation_weigh_by_the_value_alone():
     given, seen = layer(60), torch.rand(HEADS, 60)
     norms = given.value.norm(dim=2).T
-    got = given.score(AdaKVConfig(scorer="kvzip_weighted", window=8), gathered=seen).value
-    assert_close("kvzip_weighted", got, seen * norms / norms.mean(), 1e-6)
+    for scorer, plain in (("kvzip_weighted", seen), ("keydiff_weighted", distances(given))):
+        got = given.score(AdaKVConfig(scorer=scorer, window=8), gathered=seen).value
+        assert_close(scorer, got, plain * norms / norms.mean(), 1e-6)
 
 
 def test_tokens_that_are_all_alike_are_weighted_alike():

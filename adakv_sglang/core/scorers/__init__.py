@@ -20,7 +20,7 @@ from adakv_sglang.core.scorers.lagkv import lagkv_scores
 from adakv_sglang.core.scorers.random import random_scores
 from adakv_sglang.core.scorers.snapkv import snapkv_scores
 from adakv_sglang.core.scorers.streaming import streaming_scores
-from adakv_sglang.core.scorers.weighted import weighted_scores
+from adakv_sglang.core.scorers.weighted import keydiff_weighted_scores, kvzip_weighted_scores
 from adakv_sglang.core.types import Scores
 
 __all__ = ["SCORERS", "LayerInputs", "QuerySample", "ScorerSpec", "score_layer"]
@@ -54,6 +54,14 @@ class ScorerSpec:
 _SPECS: Final = (
     ScorerSpec("snapkv", snapkv_scores, "window", "nothing more", "2404.14469"),
     ScorerSpec("keydiff", keydiff_scores, "keys", "K read twice", "2504.15364"),
+    ScorerSpec(
+        "keydiff_weighted",
+        keydiff_weighted_scores,
+        "keys",
+        "K read four times, V once",
+        "2504.15364",
+        prefers=("rotary", "output_weight"),
+    ),
     ScorerSpec("knorm", knorm_scores, "keys", "K read once", "2406.11430"),
     ScorerSpec("lagkv", lagkv_scores, "keys", "K and V read once", "2504.04704"),
     ScorerSpec("streaming", streaming_scores, "keys", "nothing more", "2309.17453"),
@@ -109,9 +117,9 @@ _SPECS: Final = (
     ),
     ScorerSpec(
         "kvzip_weighted",
-        weighted_scores,
+        kvzip_weighted_scores,
         "reconstruction",
-        "a second prefill, K once, V through the output projection",
+        "a second prefill, K read twice, V once",
         "2505.23416",
         reads=("gathered",),
         prefers=("rotary", "output_weight"),
