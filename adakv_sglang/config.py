@@ -80,7 +80,7 @@ class AdaKVConfig:
     """
 
     keep_ratio: float = 0.5
-    scorer: str = "keydiff"
+    scorer: str = "keydiff_weighted"
     prepared_scorer: str = "kvzip_weighted"
     allocator: str = "cross-layer"
     alpha: float = 0.2

@@ -91,7 +91,7 @@ def test_enable_refuses_bad_settings_and_changes_nothing(environment, given, set
             {},
             {
                 "keep_ratio": 0.5,
-                "scorer": "keydiff",
+                "scorer": "keydiff_weighted",
                 "prepared_scorer": "kvzip_weighted",
                 "allocator": "cross-layer",
             },
@@ -100,7 +100,7 @@ def test_enable_refuses_bad_settings_and_changes_nothing(environment, given, set
             {"keep_ratio": 0.3, "sinks": 9, "alpha": 0.2},
             {
                 "keep_ratio": 0.3,
-                "scorer": "keydiff",
+                "scorer": "keydiff_weighted",
                 "prepared_scorer": "kvzip_weighted",
                 "allocator": "cross-layer",
                 "sinks": 9,
@@ -109,7 +109,7 @@ def test_enable_refuses_bad_settings_and_changes_nothing(environment, given, set
         (
             {"max_bound": 2, "allocator": "adakv"},
             {
-                "scorer": "keydiff",
+                "scorer": "keydiff_weighted",
                 "prepared_scorer": "kvzip_weighted",
                 "allocator": "adakv",
                 "max_bound": 2.0,

@@ -121,7 +121,7 @@ def main() -> None:
     """One line per number of tokens."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--tokens", type=int, nargs="+", default=[32768])
-    parser.add_argument("--scorer", default="keydiff")
+    parser.add_argument("--scorer", default="keydiff_weighted")
     parser.add_argument("--allocator", default="adakv")
     parser.add_argument("--keep-ratio", type=float, default=0.2)
     parser.add_argument("--out", type=Path)

@@ -94,7 +94,7 @@ def test_anything_else_ends_with_2_and_the_usage(capsys, arguments):
 def test_as_a_program():
     command = [sys.executable, "-m", "adakv_sglang.cli", "methods"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert "keydiff *" in done.stdout and done.stderr == ""
+    assert "keydiff_weighted *" in done.stdout and done.stderr == ""
 
 
 def test_the_console_script_is_this_function():

@@ -119,7 +119,7 @@ def test_what_is_ordered_ahead_of_time_is_scored_by_repeating_it_unless_that_is_
         return served.manager.requests[-1].sampling_params["custom_params"]["adakv"]["scorer"]
 
     served.manager.fails = ValueError("not taken")
-    assert scorer() == "keydiff", "40 tokens, the words and the tokens once more are above 148"
+    assert scorer() == "keydiff_weighted", "40 tokens, the words and the tokens once more are above 148"
     served.manager.context_len = served.manager.max_req_input_len = 300
     assert scorer() == "kvzip_weighted"
     assert scorer(scorer="knorm") == "knorm"

@@ -11,7 +11,7 @@ from adakv_sglang.cli.text import print_json
 from adakv_sglang.evaluation import options as shared
 from adakv_sglang.evaluation.methods import FULL
 
-METHODS: Final = ("keydiff:cross-layer", "kvzip_weighted:cross-layer")
+METHODS: Final = ("keydiff_weighted:cross-layer", "kvzip_weighted:cross-layer")
 MOST_TOP: Final = 1000  # a server that is asked for more tokens than it knows ends
 
 
