@@ -68,7 +68,8 @@ def cross_layer_budgets(layers: Sequence[Scores], num_slots: int, config: AdaKVC
     """Ada-KV with the heads of all layers in one ranking: budgets move between layers as between heads.
 
     Every head keeps the protected tokens and the safeguard's share as in `adakv_budgets`. The sum over all layers is
-    exactly `L * H * num_slots`. Scores must be comparable between layers: attention and cosines are.
+    exactly `L * H * num_slots`. Scores must be comparable between layers: attention and cosines are, and what is weighted by
+    figures relative to their mean.
     Source: one ranking over layers and heads as in KVzip (arXiv 2505.23416), with Ada-KV's safeguard.
     """
     num_heads, num_tokens = layers[0].value.shape

@@ -86,7 +86,7 @@ class Problem:
     def key_leverage(self) -> None:
         """The kernels and the small matrices between them, all layers."""
         assert self.extras.rotary is not None
-        sketch = torch.ones(HEADS, DIM, SKETCH, device="cuda")
+        sketch = torch.randn(HEADS, DIM, SKETCH, device="cuda")
         inner, rotary = (self.config.sinks, self.source.numel()), self.extras.rotary
         options = {"slots": self.source, "sketch": sketch, "inner": inner, "regularizer": 1e-2}
         for layer in range(LAYERS):

@@ -1,12 +1,16 @@
 """Attention of a model that repeats its context: which tokens it needs to say everything again."""
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import torch
 
 from adakv_kernels import window_scores
 from adakv_sglang.config import AdaKVConfig
 from adakv_sglang.core.gather.pieces import QueryPiece
+
+REPEATED_TOKENS: Final = 2048  # of a context, per request that repeats them
+INSTRUCTION_TOKENS: Final = 128  # room for the words that ask a model to repeat a context
 
 
 @dataclass(slots=True)
@@ -72,3 +76,8 @@ class ReconstructionGatherer:
 def cut_chunks(num_tokens: int, size: int) -> tuple[tuple[int, int], ...]:
     """Bounds of the chunks of a context: `size` tokens each, the last one what is left."""
     return tuple((start, min(start + size, num_tokens)) for start in range(0, num_tokens, size))
+
+
+def repeating_room(num_tokens: int) -> int:
+    """Tokens of the longest prompt that repeats a part of a context of so many, at most."""
+    return num_tokens + min(num_tokens, REPEATED_TOKENS) + INSTRUCTION_TOKENS

@@ -8,6 +8,7 @@ import torch
 
 from adakv_kernels import window_scores
 from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.gather import repeating_room
 from adakv_sglang.core.scorers.compactor import compactor_scores
 from adakv_sglang.core.scorers.critical import output_norms
 from adakv_sglang.core.scorers.defensive import defensive_scores
@@ -50,6 +51,10 @@ class ScorerSpec:
     prefers: tuple[str, ...] = ()
     weight: Callable[[LayerInputs], torch.Tensor] | None = None
 
+    def longest_prompt(self, num_tokens: int) -> int:
+        """Tokens of the longest prompt that a server runs for a context of so many, at most."""
+        return repeating_room(num_tokens) if self.needs == "reconstruction" else num_tokens
+
 
 _SPECS: Final = (
     ScorerSpec("snapkv", snapkv_scores, "window", "nothing more", "2404.14469"),
@@ -58,7 +63,7 @@ _SPECS: Final = (
         "keydiff_weighted",
         keydiff_weighted_scores,
         "keys",
-        "K read four times, V once",
+        "K read three times, V and the output projection once",
         "2504.15364",
         prefers=("rotary", "output_weight"),
     ),
@@ -119,7 +124,7 @@ _SPECS: Final = (
         "kvzip_weighted",
         kvzip_weighted_scores,
         "reconstruction",
-        "a second prefill, K read twice, V once",
+        "a second prefill, K, V and the output projection once",
         "2505.23416",
         reads=("gathered",),
         prefers=("rotary", "output_weight"),

@@ -3,7 +3,7 @@
 import torch
 
 from adakv_kernels.checks import check_integer, check_shape
-from adakv_kernels.key_leverage.reference import key_leverage_reference
+from adakv_kernels.key_leverage.reference import leverage_of_rows, projected_reference
 from adakv_kernels.launch import use_triton
 from adakv_kernels.rotary import Rotary
 
@@ -22,23 +22,34 @@ def key_leverage(
     key: `[rows, H, D]` with positional encoding applied, D even, of which the rows `slots` (int32 or int64 `[N]`)
     are the tokens in order; token n has position n of `rotary`, whose table has at least N, on the same device. X:
     the keys before that encoding of the tokens from inner[0] to before inner[1], less their mean, times `sketch`,
-    float32 `[H, D, S]`.
-    Returns float32 `[H, inner[1] - inner[0]]`: values in [0, 1] whose sum over a head is at most S. On CUDA K is
-    read twice, and temporaries hold 32 S^2 floats per head. Raises ValueError or TypeError for arguments that do
-    not fit. Source: Compactor, arXiv 2507.08143.
+    float32 `[H, D, S]`. What is summed over tokens is summed in float64: keys of few distinct tokens have a
+    covariance of low rank, which less would not keep positive definite.
+    Returns float32 `[H, inner[1] - inner[0]]`: values in [0, 1] whose sum over a head is at most S. Memory: 4 S
+    bytes per head and token. Raises ValueError or TypeError for arguments that do not fit.
+    Source: Compactor, arXiv 2507.08143.
     """
     check_shape("key", key, ("rows", "H", "D"))
     check_shape("slots", slots, ("N",))
     check_integer("slots", slots)
     check_shape("sketch", sketch, (key.shape[1], key.shape[2], "S"))
+    _check_rotary(rotary, key.shape[2], slots.shape[0])
     if not 0 <= inner[0] < inner[1] <= slots.shape[0]:
         raise ValueError(f"inner: expected a range within 0 to {slots.shape[0]} tokens, got {inner}")
-    if rotary.num_positions < slots.shape[0]:
-        raise ValueError(f"rotary: expected {slots.shape[0]} positions or more, got {rotary.num_positions}")
     if sketch.dtype != torch.float32:
         raise TypeError(f"sketch: expected torch.float32, got {sketch.dtype}; convert it")
+    project = projected_reference
     if use_triton(key):
-        from adakv_kernels.key_leverage.kernel import key_leverage_triton
+        from adakv_kernels.key_leverage.kernel import projected_triton
 
-        return key_leverage_triton(key, rotary, slots, sketch, inner, regularizer)
-    return key_leverage_reference(key, rotary, slots, sketch, inner, regularizer)
+        project = projected_triton
+    return leverage_of_rows(project(key, rotary, slots, sketch, inner), regularizer)
+
+
+def _check_rotary(rotary: Rotary, head_dim: int, num_tokens: int) -> None:
+    channels = rotary.cos_sin.shape[1]
+    if head_dim % 2 or channels > head_dim:
+        raise ValueError(
+            f"key: expected an even head size that holds the {channels} channels which are turned, got {head_dim}"
+        )
+    if rotary.num_positions < num_tokens:
+        raise ValueError(f"rotary: expected {num_tokens} positions or more, got {rotary.num_positions}")

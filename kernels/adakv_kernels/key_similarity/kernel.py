@@ -58,7 +58,7 @@ def key_similarity_triton(key: torch.Tensor, slots: torch.Tensor) -> torch.Tenso
     _, num_heads, head_dim = key.shape
     if key.stride(2) != 1:
         raise ValueError(f"key: expected a contiguous last dimension, got strides {key.stride()}")
-    num_tokens, block = slots.shape[0], head_block(head_dim)
+    slots, num_tokens, block = slots.contiguous(), slots.shape[0], head_block(head_dim)
     sums = torch.empty(num_heads, SPLITS, block, dtype=torch.float32, device=key.device)
     out = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=key.device)
     strides = key.stride(0), key.stride(1)

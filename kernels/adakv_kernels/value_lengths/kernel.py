@@ -43,7 +43,16 @@ def value_lengths_triton(value: torch.Tensor, metric: torch.Tensor, slots: torch
     tokens = TOKENS if block <= 128 else TOKENS // 2
     out = torch.empty(num_heads, num_tokens, dtype=torch.float32, device=value.device)
     value_lengths_kernel[(num_heads, triton.cdiv(num_tokens, tokens))](
-        *(value, metric, slots, out, num_tokens, value.stride(0), value.stride(1), *metric.stride()),
+        *(
+            value,
+            metric,
+            slots.contiguous(),
+            out,
+            num_tokens,
+            value.stride(0),
+            value.stride(1),
+            *metric.stride(),
+        ),
         D=head_dim,
         BLOCK_D=block,
         TOKENS=tokens,

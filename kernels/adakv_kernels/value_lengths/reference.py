@@ -8,7 +8,7 @@ PART: Final = 16384  # tokens that are converted at a time
 
 
 def value_lengths_reference(value: torch.Tensor, metric: torch.Tensor, slots: torch.Tensor) -> torch.Tensor:
-    """See `value_lengths`. Values of `PART` tokens of all heads, twice, are the largest temporary."""
+    """See `value_lengths`. Values of `PART` tokens of all heads, three times, are the largest temporary."""
     squares = []
     for part in torch.split(slots.long(), PART):
         values = value[part].float().transpose(0, 1)  # [H, n, D]

@@ -87,7 +87,8 @@ def _parts_of_tile(tile, ROWS: tl.constexpr, SPLITS: tl.constexpr):
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+    do_not_specialize=["num_tokens", "num_scored", "window", "row_tiles"],
+    do_not_specialize_on_alignment=["p_slots"],
 )
 def window_mass_kernel(
     p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
@@ -112,7 +113,8 @@ def window_mass_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+    do_not_specialize=["num_tokens", "num_scored", "window", "row_tiles"],
+    do_not_specialize_on_alignment=["p_slots"],
 )
 def window_top_kernel(
     p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
@@ -142,7 +144,8 @@ def window_top_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["num_tokens", "num_scored", "window"], do_not_specialize_on_alignment=["p_slots"]
+    do_not_specialize=["num_tokens", "num_scored", "window", "row_tiles"],
+    do_not_specialize_on_alignment=["p_slots"],
 )
 def window_peak_kernel(
     p_query, p_key, p_slots, p_max, p_sum, p_out, num_tokens, num_scored, window, row_tiles, scale_log2,
