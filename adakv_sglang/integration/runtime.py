@@ -70,9 +70,8 @@ class Runtime:
             )
         parts = find_parts(model_runner.model)
         if backend.lanes.kv.is_cuda:
-            args = context.server_args
-            chunk = args.chunked_prefill_size or -1  # -1: prompts are not cut
-            backend.warm_up(self.config, parts, chunk if chunk > 0 else args.max_prefill_tokens)
+            args, cut = context.server_args, context.server_args.chunked_prefill_size or -1  # -1: not cut
+            backend.warm_up(self.config, parts, cut if cut > 0 else args.max_prefill_tokens)
         params = context.params
         params.component_registry_override = {ComponentType.FULL: AdaKVFullComponent}
         build = functools.partial(

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
@@ -10,8 +10,11 @@ import torch
 from adakv_kernels import copy_lanes_, window_scores
 from adakv_kernels.prefix_batch import PrefixTables, add_prefix_
 from adakv_sglang.config import AdaKVConfig
+from adakv_sglang.core.bounds import loss_rate
+from adakv_sglang.core.gather import REPEATED_TOKENS
 from adakv_sglang.core.lanes import LanePool
 from adakv_sglang.core.scorers import SCORERS, LayerInputs, score_layer
+from adakv_sglang.core.scorers.leverage import sketch
 from adakv_sglang.integration.model_parts import ModelParts
 
 logger = logging.getLogger(__name__)
@@ -38,27 +41,52 @@ def compile_compression(
     lanes: LanePool, query_group: int, dtype: torch.dtype, config: AdaKVConfig, parts: ModelParts
 ) -> None:
     """Launch what compresses contexts with these settings, on the pool's padding slot, which is copied onto itself."""
-    geometry, device = lanes.geometry, lanes.kv.device
-    shape = (config.window, geometry.num_heads * query_group, geometry.head_dim)
-    query = torch.zeros(shape, dtype=dtype, device=device)
-    padding = torch.zeros(config.sinks + config.window + BETWEEN, dtype=torch.int64, device=device)
-    inputs = LayerInputs(
-        *(0, query, lanes.keys(0), lanes.values(0), 1.0, padding, parts.rotary, parts.output_weight(0)),
-        gathered=torch.zeros(geometry.num_heads, len(padding), device=device),
-    )
+    geometry = lanes.geometry
+    queries = _Queries(lanes, geometry.num_heads * query_group, dtype)
     for name in dict.fromkeys((config.scorer, config.prepared_scorer)):
         try:
-            _score(inputs, replace(config, scorer=name))
+            _score(queries, replace(config, scorer=name), parts)
         except Exception:  # a context that cannot be made is served exactly, and so the server starts
-            logger.exception("adakv: the scorer %s fails on this machine; its contexts will be refused", name)
-    lane = geometry.lanes(0, padding[:1], 0).to(torch.int32)
+            logger.exception("adakv: the scorer %s fails on this machine; its contexts may be refused", name)
+    lane = geometry.lanes(0, queries.slots(1), 0).to(torch.int32)
     copy_lanes_(lanes.kv, lane, lane, value_offset=geometry.value_offset)
 
 
-def _score(inputs: LayerInputs, config: AdaKVConfig) -> None:
+@dataclass(frozen=True, slots=True)
+class _Queries:
+    """Queries of zeros, of contexts whose tokens all lie in the padding slot."""
+
+    lanes: LanePool
+    num_q_heads: int
+    dtype: torch.dtype
+
+    def of(self, count: int) -> torch.Tensor:
+        """`[count, HQ, D]`."""
+        shape = (count, self.num_q_heads, self.lanes.geometry.head_dim)
+        return torch.zeros(shape, dtype=self.dtype, device=self.lanes.kv.device)
+
+    def slots(self, count: int) -> torch.Tensor:
+        """int64 `[count]`."""
+        return torch.zeros(count, dtype=torch.int64, device=self.lanes.kv.device)
+
+
+def _score(queries: _Queries, config: AdaKVConfig, parts: ModelParts) -> None:
     """Launch what a scorer does, and what reads the repetition for it; nothing if the model lacks what it reads."""
-    scorer = SCORERS[config.scorer]
+    scorer, lanes = SCORERS[config.scorer], queries.lanes
+    geometry, slots = lanes.geometry, queries.slots(config.sinks + config.window + BETWEEN)
+    for layer in range(geometry.num_layers):  # drawn on the host and copied: not when a context waits
+        sketch(layer, geometry.num_heads, geometry.head_dim, slots.device)
+    inputs = LayerInputs(
+        *(0, queries.of(config.window), lanes.keys(0), lanes.values(0), 1.0, slots),
+        *(parts.rotary, parts.output_weight(0)),
+        gathered=torch.zeros(geometry.num_heads, len(slots), device=slots.device),
+    )
     if all(getattr(inputs, field) is not None for field in scorer.reads):
         score_layer(inputs, config)
+    if config.wants_bound and inputs.output_weight is not None:
+        loss_rate(inputs)
     if scorer.needs == "reconstruction":
-        window_scores(inputs.query, inputs.key, scaling=1.0, slots=inputs.slots, reduction="peak")
+        for count in (1, REPEATED_TOKENS):  # the last piece of a repetition, and a whole one
+            window_scores(
+                queries.of(count), inputs.key, scaling=1.0, slots=queries.slots(count), reduction="peak"
+            )
