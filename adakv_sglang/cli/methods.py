@@ -18,6 +18,10 @@ NEEDS: Final = {
     "reconstruction": "a second forward that repeats the context",
 }
 
+STARS: Final = """* unless the settings say otherwise
+** for contexts that are prepared ahead of time, unless the settings say otherwise
+"""
+
 
 def run(options: argparse.Namespace) -> int:
     """Print all scorers and allocators."""
@@ -38,6 +42,8 @@ def describe() -> dict[str, list[dict[str, Any]]]:
     ]
     for each in (*scorers, *allocators):
         each["default"] = each["name"] in (default.scorer, default.allocator)
+    for each in scorers:
+        each["default_prepared"] = each["name"] == default.prepared_scorer
     return {"scorers": scorers, "allocators": allocators}
 
 
@@ -47,11 +53,12 @@ def as_text(found: dict[str, list[dict[str, Any]]]) -> str:
     allocators = [(_name(each), each["idea"], _source(each)) for each in found["allocators"]]
     head = ("scorer", "needs", "costs beside the window's attention", "source")
     tables = (table([head, *scorers]), table([("allocator", "idea", "source"), *allocators]))
-    return "\n".join((*tables, "* unless the settings say otherwise\n"))
+    return "\n".join((*tables, STARS))
 
 
 def _name(each: dict[str, Any]) -> str:
-    return f"{each['name']} *" if each["default"] else str(each["name"])
+    star = " *" if each["default"] else " **" if each.get("default_prepared") else ""
+    return f"{each['name']}{star}"
 
 
 def _source(each: dict[str, Any]) -> str:

@@ -1,15 +1,16 @@
 """What is compared: the exact cache, and ways to compress a context."""
 
-import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from adakv_sglang.config import ConfigError, ContextRequest
 
+if TYPE_CHECKING:
+    from adakv_sglang.core.scorers import ScorerSpec
+
 FULL: Final = "FULL"
-DEFAULT_METHODS: Final = (FULL, "kvzip_weighted:cross-layer")
 DEFAULT_KEEP_RATIOS: Final = (0.5, 0.25, 0.1)
 # Fields of a request that are not a method's to set: where the context ends, how much is kept, what becomes of it.
 _OTHERS: Final = frozenset(
@@ -32,6 +33,10 @@ class Method:
     keep_ratio: float
     options: dict[str, Any] | None = field(default=None, hash=False)
 
+    def longest_prompt(self, context_tokens: int) -> int:
+        """Tokens of the longest prompt that the server runs to make its context. Loads torch as `namespace` does."""
+        return context_tokens if self.options is None else _spec(self.options).longest_prompt(context_tokens)
+
     def wish(self, context_tokens: int) -> dict[str, Any] | None:
         """`custom_params["adakv"]` of a request whose first tokens are the context; None for FULL."""
         if self.options is None:
@@ -49,15 +54,20 @@ class Method:
 
         Loads torch with the table of the scorers.
         """
-        if self.options is not None and _reads_repetition(self.options["scorer"]):
+        if self.options is not None and _spec(self.options).needs == "reconstruction":
             return "repeated"
         return f"{self.name}/{self.keep_ratio:g}"
 
 
 def default_methods(settings: Mapping[str, Any] | None) -> list[str]:
-    """FULL, and how a server of these settings prepares contexts ahead of time; FULL alone on a stock server."""
-    ours = [] if settings is None else [f"{settings['prepared_scorer']}:{settings['allocator']}"]
-    return [FULL, *ours]
+    """FULL, and how a server of these settings makes contexts, ahead of time and while a request waits.
+
+    FULL alone on a stock server.
+    """
+    if settings is None:
+        return [FULL]
+    scorers = dict.fromkeys((settings["prepared_scorer"], settings["scorer"]))
+    return [FULL, *(f"{scorer}:{settings['allocator']}" for scorer in scorers)]
 
 
 def parse_methods(names: Sequence[str], keep_ratios: Sequence[float]) -> list[Method]:
@@ -92,8 +102,7 @@ def _parsed(name: str) -> dict[str, Any]:
     return options
 
 
-@functools.cache
-def _reads_repetition(scorer: str) -> bool:
+def _spec(options: dict[str, Any]) -> "ScorerSpec":
     from adakv_sglang.core.scorers import SCORERS  # loads torch
 
-    return SCORERS[scorer].needs == "reconstruction"
+    return SCORERS[options["scorer"]]

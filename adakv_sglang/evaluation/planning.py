@@ -5,7 +5,7 @@ from array import array
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.evaluation.failures import TooLong
@@ -13,6 +13,8 @@ from adakv_sglang.evaluation.methods import Method
 from adakv_sglang.evaluation.prompts import Encoder
 from adakv_sglang.evaluation.results import Key, Run
 from adakv_sglang.evaluation.rows import Row
+
+NO_LIMIT: Final = 10**9
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,15 +100,19 @@ def plan(
     methods: Sequence[Method],
     known: AbstractSet[Key],
     settings: dict[str, Any] | None,
+    room: int = NO_LIMIT,
 ) -> Plan:
-    """In the order of the questions; those on the same context together. settings: the server's, of adakv."""
+    """In the order of the questions; those on the same context together.
+
+    settings: the server's, of adakv. room: tokens of a prompt that it takes.
+    """
     made, config = Plan(), config_of(settings)
     groups: dict[tuple[str, bytes], list[tuple[Question, Method]]] = {}
     for question in asked:
         for method in methods:
             if run.key(question.row, question.prompt, method.name, method.keep_ratio) in known:
                 made.num_known += 1
-            elif (reason := obstacle(config, method, len(question.context))) is not None:
+            elif (reason := obstacle(config, method, len(question.context), room)) is not None:
                 cell = (method.name, method.keep_ratio, reason)
                 made.left_out[cell] = made.left_out.get(cell, 0) + 1
             else:
@@ -130,9 +136,14 @@ def config_of(settings: dict[str, Any] | None) -> AdaKVConfig | None:
         return None
 
 
-def obstacle(config: AdaKVConfig | None, method: Method, num_tokens: int) -> str | None:
-    """Why the server will not compress this context: as a rule it is too short."""
+def obstacle(config: AdaKVConfig | None, method: Method, num_tokens: int, room: int = NO_LIMIT) -> str | None:
+    """Why the server will not compress this context: as a rule it is too short, or too long to be repeated."""
     if config is None or method.options is None:
         return None
+    if (needed := method.longest_prompt(num_tokens)) > room:
+        return (
+            f"repeating {num_tokens:,} tokens takes prompts of up to {needed:,}, and the server takes {room:,}; "
+            "use another scorer, or start it with a longer --context-length or a larger pool"
+        )
     wish = ContextRequest(compress=True, keep_ratio=method.keep_ratio, **method.options)
     return wish.configure(config).obstacle(num_tokens)

@@ -16,7 +16,7 @@ from adakv_sglang.evaluation.extras import extra
 from adakv_sglang.evaluation.failures import MissingSource, NotMeasured, TooLong, TooShort
 from adakv_sglang.evaluation.methods import FULL, Method, default_methods, parse_methods
 from adakv_sglang.evaluation.options import check_against
-from adakv_sglang.evaluation.planning import Plan, Question, plan, questions, shard
+from adakv_sglang.evaluation.planning import NO_LIMIT, Plan, Question, plan, questions, shard
 from adakv_sglang.evaluation.prompts import Encoder
 from adakv_sglang.evaluation.results import ResultFile, Run, append
 from adakv_sglang.evaluation.rows import Row, Suite
@@ -26,7 +26,6 @@ from adakv_sglang.evaluation.target import Facts, Target
 from adakv_sglang.settings import active_settings
 
 AWARE: Final = "aware"
-NO_LIMIT: Final = 10**9
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def evaluate(options: argparse.Namespace, setup: Setup, suite: Suite, length: in
         asked = questions(setup.encoder, _counted(suite.rows(setup.encoder)), facts.room)
         _check_scores(suite, asked)
         part = shard(asked, *options.shard)
-        planned = plan(run, part, setup.methods, file.known, facts.settings)
+        planned = plan(run, part, setup.methods, file.known, facts.settings, facts.room)
         _tell_left_out(planned)
         if not (planned.jobs or file.known):
             raise Refused(f"nothing to measure: {_why_nothing(options, len(part))}")

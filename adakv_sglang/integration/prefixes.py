@@ -15,10 +15,8 @@ from adakv_sglang.control.service import ServiceError
 from adakv_sglang.core.contexts import NAMESPACE_MARK, ContextKey
 from adakv_sglang.core.scorers import SCORERS
 from adakv_sglang.integration.prompts import Prompt
-from adakv_sglang.integration.routing import REPEATED_TOKENS
 
 CONTINUATIONS: Final = (" a", "a", "0", ".", "\n", " ")  # what may follow a text, as tokenizers tell it apart
-INSTRUCTION_TOKENS: Final = 128  # room for the words that ask a model to repeat a context
 QUESTION_SCORER: Final = "snapkv"  # looks at what the last tokens attend to, which then are the question
 PASSED_ON: Final = (
     *("min_retained", "max_bound", "scorer", "allocator", "alpha", "report_bound", "context_tokens"),
@@ -83,8 +81,7 @@ class PrefixReader:
     def _default_scorer(self, num_tokens: int) -> str:
         """What scores contexts ahead of time, or any context where this server takes no prompt that repeats it."""
         name = self._config.prepared_scorer
-        repeated = min(num_tokens, REPEATED_TOKENS) + INSTRUCTION_TOKENS
-        if SCORERS[name].needs == "reconstruction" and num_tokens + repeated > self._longest():
+        if SCORERS[name].longest_prompt(num_tokens) > self._longest():
             return self._config.scorer
         return name
 

@@ -9,7 +9,7 @@ from sglang.srt.mem_cache.radix_cache import RadixKey
 
 from adakv_sglang.config import AdaKVConfig, ConfigError, ContextRequest
 from adakv_sglang.core.contexts import NAMESPACE_MARK, Context, ContextKey, ContextRegistry
-from adakv_sglang.core.gather import ReconstructionGatherer, cut_chunks
+from adakv_sglang.core.gather import REPEATED_TOKENS, ReconstructionGatherer, cut_chunks
 from adakv_sglang.core.history import ContextHistory
 from adakv_sglang.core.scorers import SCORERS
 from adakv_sglang.integration.captures import gatherer_capture, window_capture
@@ -17,7 +17,6 @@ from adakv_sglang.integration.options import API_MARK
 from adakv_sglang.integration.request_state import PrepareOrder, Refusal, RequestState, RequestStates
 
 logger = logging.getLogger(__name__)
-REPEATED_TOKENS = 2048  # of a context, per request that repeats them
 
 
 class RequestRouter:

@@ -118,7 +118,8 @@ def test_scores_come_as_json_too(ruler):
 def test_by_default_the_exact_cache_and_the_servers_own_way_are_measured(ruler, server, tmp_path):
     assert ruler()[0] == 0
     methods = {(each["method"], each["keep_ratio"]) for each in answers(tmp_path / "adakv-ruler-tiny.jsonl")}
-    assert methods == {("FULL", 1.0), *(("kvzip:cross-layer", ratio) for ratio in (0.5, 0.25, 0.1))}
+    ours = [f"{scorer}:cross-layer" for scorer in ("kvzip", "keydiff")]
+    assert methods == {("FULL", 1.0), *((name, ratio) for name in ours for ratio in (0.5, 0.25, 0.1))}
 
 
 def test_a_stock_server_answers_with_the_exact_cache_alone(ruler, server, tmp_path):

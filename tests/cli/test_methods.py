@@ -17,6 +17,7 @@ from adakv_sglang.config import ALLOCATORS, SCORERS
 from adakv_sglang.core.budgets import ALLOCATOR_SPECS
 from adakv_sglang.core.scorers import SCORERS as SPECS
 
+OTHERWISE = "unless the settings say otherwise"
 ROOT = Path(__file__).parents[2]
 
 
@@ -42,6 +43,8 @@ def test_what_is_said_of_a_scorer_is_its_spec(listed):
 def test_the_defaults_are_marked(listed):
     marked = [each["name"] for kind in listed.values() for each in kind if each["default"]]
     assert marked == [AdaKVConfig().scorer, AdaKVConfig().allocator]
+    ahead = [each["name"] for each in listed["scorers"] if each["default_prepared"]]
+    assert ahead == [AdaKVConfig().prepared_scorer]
 
 
 def test_the_documentation_says_the_same(listed):
@@ -80,7 +83,7 @@ def test_columns_are_aligned(capsys):
             assert all(
                 row[start] != " " and (start == 0 or row[start - 2 : start] == "  ") for start in starts
             )
-    assert note == "* unless the settings say otherwise\n"
+    assert note == f"* {OTHERWISE}\n** for contexts that are prepared ahead of time, {OTHERWISE}\n"
 
 
 @pytest.mark.parametrize("arguments", [[], ["serve"], ["methods", "--yaml"], ["methods", "more"]], ids=str)
@@ -95,6 +98,7 @@ def test_as_a_program():
     command = [sys.executable, "-m", "adakv_sglang.cli", "methods"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "keydiff_weighted *" in done.stdout and done.stderr == ""
+    assert "kvzip_weighted **" in done.stdout and "** for contexts that are prepared ahead" in done.stdout
 
 
 def test_the_console_script_is_this_function():

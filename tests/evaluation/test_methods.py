@@ -72,6 +72,7 @@ def test_without_a_ratio_there_is_nothing_to_measure():
 
 
 def test_unless_told_otherwise_a_servers_own_way_is_measured():
-    settings = {"prepared_scorer": "compactor", "allocator": "uniform"}
-    assert default_methods(settings) == [FULL, "compactor:uniform"]
+    settings = {"prepared_scorer": "compactor", "scorer": "knorm", "allocator": "uniform"}
+    assert default_methods(settings) == [FULL, "compactor:uniform", "knorm:uniform"]
+    assert default_methods({**settings, "scorer": "compactor"}) == [FULL, "compactor:uniform"]
     assert default_methods(None) == [FULL]

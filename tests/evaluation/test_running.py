@@ -188,6 +188,17 @@ def test_contexts_that_the_server_would_not_compress_are_left_out_and_counted(en
     )
 
 
+def test_contexts_that_the_server_could_not_let_the_model_repeat_are_left_out_before_the_run(encoder):
+    methods = parse_methods(["FULL", "keydiff:adakv", "kvzip:adakv"], [0.9])
+    (question,) = questions(encoder, [row()], 10_000)
+    needed = 2 * len(question.context) + 128
+    for room, number in ((needed, 3), (needed - 1, 2)):
+        found = plan(RUN, [question], methods, set(), SETTINGS, room)
+        assert found.num_answers == number
+    ((name, _, reason),) = found.left_out
+    assert name == "kvzip:adakv" and f"prompts of up to {needed:,}, and the server takes {room:,}" in reason
+
+
 def test_a_row_that_is_longer_than_the_server_has_room_for_is_told_first(encoder):
     rows = [row(0), row(1), Row("long", 7, "word " * 300, "What? ", "", ("x",), 16)]
     size = encoder.count(rows[2]) + 16

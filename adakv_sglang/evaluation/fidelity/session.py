@@ -79,7 +79,9 @@ def check_fits(shape: Shape, methods: list[Method], facts: Facts) -> None:
             "longer --context-length or a larger pool"
         )
     for method in methods:
-        if (reason := obstacle(config_of(facts.settings), method, shape.context_tokens)) is not None:
+        if (
+            reason := obstacle(config_of(facts.settings), method, shape.context_tokens, facts.room)
+        ) is not None:
             raise WrongUsage(f"{method.name} at {method.keep_ratio:g}: {reason}")
 
 
