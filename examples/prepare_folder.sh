@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Prepare a folder of text files as contexts, keep the first for good, and drop the others again.
 # Run: examples/prepare_folder.sh [--url URL] [FOLDER]
-# Needs the command `adakv` (pip install adakv-sglang), and a server that was started with --enable-adakv.
+# Needs the command `adakv` (pip install . in a copy of the repository), and a server that was started with --enable-adakv.
 set -euo pipefail
 
 export ADAKV_URL=${ADAKV_URL:-http://localhost:30000} # every `adakv` command below talks to this server
