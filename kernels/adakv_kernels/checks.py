@@ -20,6 +20,13 @@ def check_integer(name: str, tensor: torch.Tensor) -> None:
         raise TypeError(f"{name}: expected int32 or int64, got {tensor.dtype}")
 
 
+def check_tokens(name: str, tensor: torch.Tensor, slots: torch.Tensor) -> None:
+    """Raise unless `tensor` is K or V of a pool, `[rows, H, D]`, and `slots` names rows of it."""
+    check_shape(name, tensor, ("rows", "H", "D"))
+    check_shape("slots", slots, ("N",))
+    check_integer("slots", slots)
+
+
 def check_groups(num_q_heads: int, num_kv_heads: int) -> int:
     """Return the number of query heads per KV head; raise ValueError if it is not whole."""
     if num_kv_heads < 1 or num_q_heads % num_kv_heads:

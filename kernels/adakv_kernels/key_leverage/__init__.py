@@ -2,7 +2,7 @@
 
 import torch
 
-from adakv_kernels.checks import check_integer, check_shape
+from adakv_kernels.checks import check_shape, check_tokens
 from adakv_kernels.key_leverage.reference import leverage_of_rows, projected_reference
 from adakv_kernels.launch import use_triton
 from adakv_kernels.rotary import Rotary
@@ -28,9 +28,7 @@ def key_leverage(
     bytes per head and token. Raises ValueError or TypeError for arguments that do not fit.
     Source: Compactor, arXiv 2507.08143.
     """
-    check_shape("key", key, ("rows", "H", "D"))
-    check_shape("slots", slots, ("N",))
-    check_integer("slots", slots)
+    check_tokens("key", key, slots)
     check_shape("sketch", sketch, (key.shape[1], key.shape[2], "S"))
     _check_rotary(rotary, key.shape[2], slots.shape[0])
     if not 0 <= inner[0] < inner[1] <= slots.shape[0]:

@@ -2,7 +2,7 @@
 
 import torch
 
-from adakv_kernels.checks import check_integer, check_shape
+from adakv_kernels.checks import check_tokens
 from adakv_kernels.key_similarity.reference import key_similarity_reference
 from adakv_kernels.launch import use_triton
 
@@ -15,9 +15,7 @@ def key_similarity(key: torch.Tensor, *, slots: torch.Tensor) -> torch.Tensor:
     On CUDA K is read twice and temporaries hold 32 D floats per head. Raises ValueError or TypeError for arguments
     that do not fit. Source: KeyDiff, arXiv 2504.15364, section 3; the whole context at once, not in blocks.
     """
-    check_shape("key", key, ("rows", "H", "D"))
-    check_shape("slots", slots, ("N",))
-    check_integer("slots", slots)
+    check_tokens("key", key, slots)
     if slots.shape[0] < 1:
         raise ValueError("slots: expected at least one token, got none")
     if use_triton(key):

@@ -2,7 +2,7 @@
 
 import torch
 
-from adakv_kernels.checks import check_integer, check_shape
+from adakv_kernels.checks import check_shape, check_tokens
 from adakv_kernels.launch import use_triton
 from adakv_kernels.value_lengths.reference import value_lengths_reference
 
@@ -16,10 +16,8 @@ def value_lengths(value: torch.Tensor, metric: torch.Tensor, *, slots: torch.Ten
     Returns float32 `[H, N]`. On CUDA nothing beside the result is in memory. Raises ValueError or TypeError for
     arguments that do not fit.
     """
-    check_shape("value", value, ("rows", "H", "D"))
+    check_tokens("value", value, slots)
     check_shape("metric", metric, (value.shape[1], value.shape[2], value.shape[2]))
-    check_shape("slots", slots, ("N",))
-    check_integer("slots", slots)
     if metric.dtype != torch.float32:
         raise TypeError(f"metric: expected torch.float32, got {metric.dtype}; convert it")
     if use_triton(value):

@@ -2,7 +2,7 @@
 
 import torch
 
-from adakv_kernels.checks import check_groups, check_integer, check_shape
+from adakv_kernels.checks import check_groups, check_shape, check_tokens
 from adakv_kernels.launch import use_triton
 from adakv_kernels.value_norms.reference import value_norms_reference
 
@@ -15,11 +15,9 @@ def value_norms(value: torch.Tensor, weight: torch.Tensor, *, slots: torch.Tenso
     Products are added up in float32, nothing rounded before; on CUDA nothing of size N x M is ever in memory. Raises ValueError or TypeError for arguments that do not fit.
     Source: CriticalKV, arXiv 2502.03805, and the constant C of Ada-KV's bound, arXiv 2407.11550, theorem 3.1.
     """
-    check_shape("value", value, ("rows", "H", "D"))
+    check_tokens("value", value, slots)
     check_shape("weight", weight, ("HQ", value.shape[2], "M"))
     check_groups(weight.shape[0], value.shape[1])
-    check_shape("slots", slots, ("N",))
-    check_integer("slots", slots)
     if weight.dtype != value.dtype:
         raise TypeError(f"weight: expected {value.dtype} like value, got {weight.dtype}; convert one of them")
     if use_triton(value):
